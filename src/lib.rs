@@ -1,0 +1,4 @@
+//! Patchwarden.
+pub mod clock;
+pub mod id;
+pub mod units;
