@@ -142,7 +142,10 @@ mod tests {
     #[test]
     fn only_the_canonical_spelling_names_a_target() {
         let id = "0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a";
-        assert_eq!(TargetId::canonical("identity", id).map(|t| t.to_string()), Some(format!("identity/{id}")));
+        assert_eq!(
+            TargetId::canonical("identity", id).map(|t| t.to_string()),
+            Some(format!("identity/{id}"))
+        );
         for other in [
             "0B9C3A52-7d3f-4f7e-9a43-0c8f3f1d2e4a",
             "0b9c3a527d3f4f7e9a430c8f3f1d2e4a",

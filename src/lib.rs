@@ -1,4 +1,9 @@
 //! Patchwarden.
 pub mod clock;
 pub mod id;
+pub mod json;
+pub mod keys;
+pub mod metrics;
+pub mod network;
+pub mod refusal;
 pub mod units;

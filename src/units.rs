@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer};
 
-const DURATIONS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+const DURATIONS: [(&str, u64); 5] =
+    [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 const SIZES: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
 
 /// A length of time, written with one unit.
@@ -27,9 +28,9 @@ impl Span {
 
     /// Reads `500ms`, `30s`, `5m`, `12h`, `3d`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        number_with_unit(text, &DURATIONS)
-            .map(|millis| Self(Duration::from_millis(millis)))
-            .ok_or_else(|| format!("`{text}` is not a duration; write one like `500ms`, `30s`, `5m`, `12h` or `3d`"))
+        number_with_unit(text, &DURATIONS).map(|millis| Self(Duration::from_millis(millis))).ok_or_else(
+            || format!("`{text}` is not a duration; write one like `500ms`, `30s`, `5m`, `12h` or `3d`"),
+        )
     }
 }
 
@@ -82,7 +83,8 @@ pub fn lifetime_text(seconds: u64) -> String {
     if seconds == 0 {
         return "no limit".to_owned();
     }
-    let parts = [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
+    let parts =
+        [(seconds / 86_400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
     parts.iter().filter(|(count, _)| *count > 0).map(|(count, unit)| format!("{count}{unit}")).collect()
 }
 
@@ -127,7 +129,9 @@ mod tests {
 
     #[test]
     fn lifetimes_read_as_people_say_them() {
-        for (seconds, text) in [(0, "no limit"), (7200, "2h"), (86_399, "23h59m59s"), (2_592_000, "30d"), (60, "1m")] {
+        for (seconds, text) in
+            [(0, "no limit"), (7200, "2h"), (86_399, "23h59m59s"), (2_592_000, "30d"), (60, "1m")]
+        {
             assert_eq!(lifetime_text(seconds), text);
         }
     }
