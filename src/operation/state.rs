@@ -1,0 +1,230 @@
+//! States and edits in typed normal form.
+//!
+//! A [`State`] holds every field of its object; it is read from the upstream's answer and from nowhere else, before a
+//! change and after it by the same function. An [`Edit`] holds the fields a request names. [`diff`] and [`summary`]
+//! compare states; both write only what may be written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::kind::{Field, Misfit, Side};
+use super::{FieldSpec, Object, Secrecy};
+use crate::clock::Time;
+use crate::json;
+use crate::keys::Keys;
+
+/// Which version of a row a state was.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Revision {
+    /// The row's id.
+    pub row: String,
+    /// When it was last written, by the upstream's clock.
+    pub at: Time,
+}
+
+impl Revision {
+    /// Reads back `{"row", "at"}` as recorded.
+    pub fn of(value: &Value) -> Option<Self> {
+        let row = value.get("row")?.as_str()?.to_owned();
+        Some(Self { row, at: Time::parse(value.get("at")?.as_str()?)? })
+    }
+}
+
+/// Every field of an object, in normal form.
+#[derive(Clone, Debug)]
+pub struct State {
+    object: Arc<Object>,
+    fields: BTreeMap<String, Field>,
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        self.object.name == other.object.name && self.fields == other.fields
+    }
+}
+
+/// A state as the upstream stores it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// The state.
+    pub state: State,
+    /// Its version.
+    pub revision: Revision,
+    /// Members of the answer that the object file does not know.
+    pub unknown_members: usize,
+}
+
+/// Why an answer is not a state. Quotes no values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable(pub String);
+
+impl State {
+    /// A state of given fields; what is missing reads as absent.
+    pub fn new(object: Arc<Object>, fields: BTreeMap<String, Field>) -> Self {
+        Self { object, fields }
+    }
+
+    /// Its object.
+    pub fn object(&self) -> &Arc<Object> {
+        &self.object
+    }
+
+    /// One field.
+    pub fn get(&self, field: &str) -> Option<&Field> {
+        self.fields.get(field)
+    }
+
+    /// The text of a field of a text kind, or `""`.
+    pub fn text(&self, field: &str) -> &str {
+        match self.fields.get(field) {
+            Some(Field::Text(text)) => text,
+            _ => "",
+        }
+    }
+
+    /// All fields by name.
+    pub fn fields(&self) -> &BTreeMap<String, Field> {
+        &self.fields
+    }
+
+    /// Everything in normal form, as it may be written down.
+    pub fn recorded(&self, keys: &Keys) -> Value {
+        self.fields
+            .iter()
+            .filter_map(|(name, field)| {
+                Some((name.clone(), recorded(self.object.fields.get(name)?, field, keys)))
+            })
+            .collect::<Map<_, _>>()
+            .into()
+    }
+
+    /// Reads the answer to GET, POST or PATCH: `{"<envelope>": {…}}`. `target_id` must be the answer's own.
+    pub fn read(object: &Arc<Object>, target_id: &str, answer: &Value) -> Result<Stored, Unreadable> {
+        let members = answer.get(&object.envelope).and_then(Value::as_object);
+        let members =
+            members.ok_or_else(|| Unreadable(format!("the answer has no `{}`", object.envelope)))?;
+        if members.get(&object.target_member).and_then(Value::as_str) != Some(target_id) {
+            return Err(Unreadable(format!(
+                "`{}` is not the identity that was asked for",
+                object.target_member
+            )));
+        }
+        let revision = || {
+            let row = members.get(&object.revision.row)?.as_str()?.to_owned();
+            Some(Revision { row, at: Time::parse(members.get(&object.revision.at)?.as_str()?)? })
+        };
+        let revision =
+            revision().ok_or_else(|| Unreadable("the row's id or its time cannot be read".to_owned()))?;
+        let fields = object.fields.iter().map(|(name, spec)| {
+            let value = members.get(name).ok_or_else(|| Unreadable(format!("the answer has no `{name}`")))?;
+            let field = spec.kind.read(Side::Answer, value, &spec.choices);
+            field
+                .map(|field| (name.clone(), field))
+                .map_err(|misfit| Unreadable(format!("`{name}` {}", misfit.message)))
+        });
+        let state = Self { object: object.clone(), fields: fields.collect::<Result<_, _>>()? };
+        let known = |name: &String| {
+            object.fields.contains_key(name)
+                || object.volatile.contains(name)
+                || *name == object.target_member
+        };
+        let unknown_members = members.keys().filter(|name| !known(name)).count();
+        Ok(Stored { state, revision, unknown_members })
+    }
+}
+
+/// The fields a request names, in normal form.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Edit {
+    /// By name.
+    pub fields: BTreeMap<String, Field>,
+    /// Members the schema does not know: not forwarded, counted, never named.
+    pub unknown_members: usize,
+}
+
+impl Edit {
+    /// Reads a document that already fits the operation's schema. Everything that does not fit its kind comes back,
+    /// each with the name of its field.
+    pub fn read(object: &Object, document: &json::Document) -> Result<Self, Vec<(String, Misfit)>> {
+        let mut edit = Self { fields: BTreeMap::new(), unknown_members: 0 };
+        let mut misfits = Vec::new();
+        for (name, value) in document.members() {
+            match object.fields.get(name) {
+                Some(spec) => match spec.kind.read(Side::Request, value, &spec.choices) {
+                    Ok(field) => drop(edit.fields.insert(name.clone(), field)),
+                    Err(misfit) => misfits.push((name.clone(), misfit)),
+                },
+                None if *name == object.target_member => {}
+                None => edit.unknown_members += 1,
+            }
+        }
+        if misfits.is_empty() { Ok(edit) } else { Err(misfits) }
+    }
+
+    /// What is forwarded: the normal form in the request's shape.
+    pub fn request(&self) -> Value {
+        self.fields.iter().map(|(name, field)| (name.clone(), field.request())).collect::<Map<_, _>>().into()
+    }
+
+    /// The normal form as it may be written down.
+    pub fn recorded(&self, object: &Object, keys: &Keys) -> Value {
+        self.fields
+            .iter()
+            .filter_map(|(name, field)| Some((name.clone(), recorded(object.fields.get(name)?, field, keys))))
+            .collect::<Map<_, _>>()
+            .into()
+    }
+}
+
+fn recorded(spec: &FieldSpec, field: &Field, keys: &Keys) -> Value {
+    field.recorded(&spec.kind, spec.secrecy == Secrecy::Secret, keys)
+}
+
+/// One `{"op", "path", "value", "old"}` a field that differs, sorted by name. An absent state has no fields.
+pub fn diff(before: Option<&State>, after: Option<&State>, keys: &Keys) -> Vec<Value> {
+    let names: std::collections::BTreeSet<_> =
+        [before, after].into_iter().flatten().flat_map(|s| s.fields.keys()).collect();
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let side = |state: Option<&State>| {
+                let state = state?;
+                let (spec, field) = (state.object.fields.get(name)?, state.fields.get(name)?);
+                Some((field.clone(), recorded(spec, field, keys)))
+            };
+            let path = json::pointer(&[name]);
+            match (side(before), side(after)) {
+                (Some((old, _)), Some((new, _))) if old == new => None,
+                (Some((_, old)), Some((_, new))) => {
+                    Some(json!({"op": "replace", "path": path, "value": new, "old": old}))
+                }
+                (None, Some((_, new))) => Some(json!({"op": "add", "path": path, "value": new})),
+                (Some((_, old)), None) => Some(json!({"op": "remove", "path": path, "old": old})),
+                (None, None) => None,
+            }
+        })
+        .collect()
+}
+
+/// One line of what a diff changes: `accessTokenTTL 2h -> 1h; boundSubject "a" -> "b"`.
+pub fn summary(object: &Object, before: bool, after: bool, diff: &[Value]) -> String {
+    match (before, after) {
+        (false, false) => return String::new(),
+        (false, true) => return "attached".to_owned(),
+        (true, false) => return "revoked".to_owned(),
+        (true, true) if diff.is_empty() => return "no field changes".to_owned(),
+        (true, true) => {}
+    }
+    let line = |entry: &Value| {
+        let name = entry["path"].as_str().unwrap_or("").trim_start_matches('/').to_owned();
+        match object.fields.get(&name) {
+            Some(spec) => {
+                format!("{name} {} -> {}", spec.kind.show(&entry["old"]), spec.kind.show(&entry["value"]))
+            }
+            None => name,
+        }
+    };
+    diff.iter().map(line).collect::<Vec<_>>().join("; ")
+}
