@@ -1,0 +1,755 @@
+//! The order of the steps: the only file that knows it.
+//!
+//! [`Gateway::handle`] takes every request of the gateway's port. What is not governed leaves after `route`. A governed
+//! one is *admitted* (route, caller, body, schema, before: cancellable, holding nothing), *judged* at the head of its
+//! target's queue (effect, policy), and *carried* in a task of its own, which a client that hangs up does not stop
+//! (audit, forward, audit). Each step hands its ticket to the next or ends in a refusal; a [`Draft`] collects the facts
+//! for the record on the way, and its only ends are `refuse` and `declare`.
+
+mod queue;
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use http::header::ORIGIN;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
+
+use crate::audit::{Audit, Declined, Draft, Hold, Intent, Outcome, OutcomeResult, Recorded, Seen};
+use crate::before::{self, Freshness, Reading};
+use crate::body::{self, Unread};
+use crate::bundle::Bundle;
+use crate::caller::{self, Caller};
+use crate::clock::Clock;
+use crate::effect::{self, Proposed};
+use crate::forward::{self, Reply};
+use crate::id::ChangeId;
+use crate::json;
+use crate::keys::Keys;
+use crate::limits::Limits;
+use crate::metrics::{DecisionLabels, Metrics, OutcomeLabels, RuleLabels};
+use crate::operation::{Edit, Operation, Write, diff};
+use crate::passthrough::{self, Passthrough};
+use crate::policy::{self, Facts, Permit};
+use crate::refusal::{Code, Finding, Refusal};
+use crate::respond::{self, Response, WarningHeaders};
+use crate::route::{self, Governed, Match, Watched};
+use crate::schema::{self, UnknownMembers};
+use crate::settle;
+use crate::upstream::client_address::{Client, TrustedProxies};
+use crate::upstream::{Failure, Upstream};
+
+use queue::{Place, Queues};
+
+/// How often a change is judged anew because another one came between.
+const MAX_TRIES: usize = 3;
+/// A reading older than this is read again at the head of the queue.
+const MAX_READING_AGE: Duration = Duration::from_secs(1);
+/// How long an outdated reading is read again before it is refused.
+const STALE_PATIENCE: Duration = Duration::from_secs(2);
+const STALE_PAUSE: Duration = Duration::from_millis(200);
+/// How long the one read straight after an unseen end may take.
+const PROOF_READ: Duration = Duration::from_secs(2);
+
+/// What a watched write meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UngovernedWrites {
+    /// It is forwarded and recorded.
+    Forward,
+    /// It is refused and recorded.
+    Refuse,
+}
+
+/// Everything a request needs, made once.
+pub struct Gateway {
+    /// The guarded API.
+    pub upstream: Upstream,
+    /// The log.
+    pub audit: Audit,
+    /// What is in force.
+    pub bundle: RwLock<Arc<Bundle>>,
+    /// Fingerprints.
+    pub keys: Arc<Keys>,
+    /// Dates.
+    pub clock: Clock,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Every limit.
+    pub limits: Limits,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted: TrustedProxies,
+    /// Streams what is not governed.
+    pub passthrough: Passthrough,
+    /// What watched writes meet.
+    pub ungoverned: UngovernedWrites,
+    /// What unknown members meet.
+    pub unknown_members: UnknownMembers,
+    /// How long a write without an answer may still land.
+    pub late_write_limit: Duration,
+    /// `enforce` or `observe`, for records.
+    pub mode: &'static str,
+    /// Tasks that outlive their client.
+    pub tasks: TaskTracker,
+    /// What is remembered between requests.
+    pub memory: Memory,
+}
+
+/// Queues and counts that live as long as the gateway.
+pub struct Memory {
+    queues: Queues,
+    governed: Arc<Semaphore>,
+    watch: before::Watch,
+    failed_reads: queue::PerMinute<IpAddr>,
+    last_claim_logged: Mutex<Option<Instant>>,
+}
+
+impl Memory {
+    /// Sized by the limits.
+    pub fn new(limits: &Limits, metrics: &Arc<Metrics>) -> Self {
+        Self {
+            queues: Queues::new(limits.target_waiters, limits.caller_waiters, metrics.clone()),
+            governed: Arc::new(Semaphore::new(limits.in_flight)),
+            watch: before::Watch::default(),
+            failed_reads: queue::PerMinute::new(limits.failed_reads),
+            last_claim_logged: Mutex::new(None),
+        }
+    }
+}
+
+/// One governed request, admitted.
+struct Admitted {
+    governed: Governed,
+    caller: Caller,
+    headers: HeaderMap,
+    edit: Option<Edit>,
+    document: Option<json::Document>,
+    reading: Reading,
+    turn: u64,
+}
+
+/// What is carried: judged, with its warnings ready.
+struct Judged {
+    permit: Permit,
+    proposed: Proposed,
+    warnings: WarningHeaders,
+    over: Option<crate::id::EntryRef>,
+}
+
+/// How a carry ended.
+enum Carried {
+    Answered(Response),
+    /// Another change came between: judge again. The draft and the place come back.
+    Lost(Place),
+    Refused(Refusal),
+}
+
+impl Gateway {
+    /// Answers one request.
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: std::net::SocketAddr, tls: bool) -> Response {
+        let bundle = self.bundle.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let client =
+            Client::of(request.headers(), request.uri(), peer, tls, &self.trusted, &self.metrics);
+        self.note_claim(&client);
+        let method = request.method().clone();
+        let found = route::find(bundle.catalogue(), request.method(), request.uri(), request.version());
+        let (class, response) = match found {
+            Ok(Match::Passthrough) => ("passthrough", self.passthrough.stream(request, &client).await),
+            Ok(Match::Watched(watched)) => ("watched", self.watched(request, &client, watched).await),
+            Ok(Match::Governed(governed)) => ("governed", self.governed(request, &client, governed, bundle).await),
+            Err(refusal) => ("governed", self.not_canonical(request, &client, refusal).await),
+        };
+        self.metrics.answered(class, &method, response.status());
+        response
+    }
+
+    async fn not_canonical(&self, request: Request<Incoming>, client: &Client, refusal: Refusal) -> Response {
+        let (parts, body) = request.into_parts();
+        let draft = self.draft(&parts, client);
+        body::drain(body, self.limits.drain.bytes(), self.limits.body_read.0).await;
+        self.refuse(draft, refusal, parts.headers.get(ORIGIN)).await
+    }
+
+    async fn governed(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        client: &Client,
+        governed: Governed,
+        bundle: Arc<Bundle>,
+    ) -> Response {
+        let _in_flight = self.metrics.in_flight("governed");
+        let gone = Gone(Some(self.metrics.clone()));
+        let (parts, body) = request.into_parts();
+        let origin = parts.headers.get(ORIGIN).cloned();
+        let started = Instant::now();
+        let mut draft = self.draft(&parts, client);
+        draft.operation = Some(governed.operation().name.clone());
+        draft.object = Some(governed.operation().object.clone());
+        draft.target = Some(governed.target().clone());
+        governed.path().clone_into(&mut draft.path);
+        draft.policy = Some(bundle.digest().clone());
+        let response = match self.memory.governed.clone().try_acquire_owned() {
+            Err(_) => {
+                body::drain(body, self.limits.drain.bytes(), self.limits.body_read.0).await;
+                self.refuse(draft, Refusal::overloaded("limits.in_flight"), origin.as_ref()).await
+            }
+            Ok(slot) => match self.admit(&mut draft, &parts, body, client, governed, &bundle).await {
+                Ok(admitted) => self.judge(draft, admitted, bundle, slot, started, origin.as_ref()).await,
+                Err(refusal) => self.refuse(draft, refusal, origin.as_ref()).await,
+            },
+        };
+        gone.answered();
+        response
+    }
+
+    /// Steps 2 to 5. Holds nothing that another request could wait for.
+    async fn admit(
+        &self,
+        draft: &mut Draft,
+        parts: &Parts,
+        body: Incoming,
+        client: &Client,
+        governed: Governed,
+        bundle: &Bundle,
+    ) -> Result<Admitted, Refusal> {
+        let operation = governed.operation().clone();
+        let limits = &self.limits;
+        let caller = match caller::read(&parts.headers, &self.keys) {
+            Ok(caller) => caller,
+            Err(refusal) => {
+                body::drain(body, limits.drain.bytes(), limits.body_read.0).await;
+                return Err(refusal);
+            }
+        };
+        draft.caller = caller.record();
+        let read = body::read(&parts.headers, body, operation.write, limits.body.bytes(), limits.body_read.0, &self.keys);
+        let received = read.await.map_err(|Unread { refusal, seen }| {
+            if let Some((digest, length)) = seen {
+                (draft.body_digest, draft.body_length) = (Some(digest), Some(length));
+            }
+            refusal
+        })?;
+        (draft.body_digest, draft.body_length) = (received.digest, Some(received.length));
+        let edit = match &received.document {
+            Some(document) => {
+                let schema = bundle.schema(&operation.name);
+                Some(schema::check(schema, &operation, document, governed.target(), self.unknown_members)?)
+            }
+            None => None,
+        };
+        let mut headers = caller.crossing().clone();
+        client.stamp(&mut headers);
+        if !self.memory.failed_reads.has_room(client.address()) {
+            return Err(Refusal::overloaded("limits.failed_reads").retry_after(60));
+        }
+        let turn = self.audit.look(governed.target()).await?.turn;
+        let reading = match before::fetch(&self.source(&operation, &governed, &headers)).await {
+            Ok(reading) => reading,
+            Err(refusal) => {
+                self.memory.failed_reads.count(client.address());
+                return Err(refusal);
+            }
+        };
+        draft.caller_proven = true;
+        draft.edit.clone_from(&edit);
+        Ok(Admitted { governed, caller, headers, edit, document: received.document, reading, turn })
+    }
+
+    fn source<'a>(&'a self, operation: &'a Operation, governed: &'a Governed, headers: &'a HeaderMap) -> before::Source<'a> {
+        before::Source {
+            upstream: &self.upstream,
+            object: &operation.object,
+            target: governed.target(),
+            headers,
+            within: self.limits.before.0,
+            at_most: self.limits.answer.bytes(),
+            clock: &self.clock,
+        }
+    }
+
+    /// Steps 6 and 7 at the head of the target's queue, then the carry; again when another change came between.
+    async fn judge(
+        self: &Arc<Self>,
+        mut draft: Draft,
+        mut admitted: Admitted,
+        bundle: Arc<Bundle>,
+        slot: OwnedSemaphorePermit,
+        started: Instant,
+        origin: Option<&HeaderValue>,
+    ) -> Response {
+        let target = admitted.governed.target().clone();
+        let waiting = self.memory.queues.wait(&target, admitted.caller.fingerprint(), self.limits.target_wait.0);
+        let mut place = match waiting.await {
+            Ok(place) => place,
+            Err(refusal) => return self.refuse(draft, refusal, origin).await,
+        };
+        let slot = Arc::new(slot);
+        for _ in 0..MAX_TRIES {
+            let judged = match self.judge_once(&mut draft, &mut admitted, &bundle).await {
+                Ok(judged) => judged,
+                Err(refusal) => {
+                    drop(place);
+                    return self.refuse(draft, refusal, origin).await;
+                }
+            };
+            let carry = Carry {
+                gateway: self.clone(),
+                bundle: bundle.clone(),
+                operation: admitted.governed.operation().clone(),
+                headers: admitted.headers.clone(),
+                before: admitted.reading.stored.clone(),
+                turn: admitted.turn,
+                started,
+                caller: admitted.caller.id().map(str::to_owned),
+                place,
+                _slot: slot.clone(),
+            };
+            // From here on nothing depends on the client: the task declares, forwards and records by itself.
+            match self.tasks.spawn(carry.run(draft.clone(), judged)).await {
+                Ok(Carried::Answered(response)) => return response,
+                Ok(Carried::Refused(refusal)) => return self.refuse(draft, refusal, origin).await,
+                Ok(Carried::Lost(back)) => place = back,
+                Err(_) => return respond::failed(origin),
+            }
+        }
+        drop(place);
+        let busy = Refusal::new(Code::TargetBusy, "Other changes of this identity kept coming between; try again");
+        self.refuse(draft, busy.retry_after(1), origin).await
+    }
+
+    async fn judge_once(&self, draft: &mut Draft, admitted: &mut Admitted, bundle: &Bundle) -> Result<Judged, Refusal> {
+        let operation = admitted.governed.operation().clone();
+        let over = self.refresh(draft, admitted, &operation).await?;
+        let before = admitted.reading.stored.as_ref();
+        draft.before = Some(Seen::of(before));
+        match (operation.write, before) {
+            (Write::Overlay | Write::Remove, None) => {
+                let detail = "This identity has no JWT Auth attached, so there is nothing to change; attach it with POST";
+                return Err(Refusal::new(Code::BeforeAbsent, detail));
+            }
+            (Write::Create, Some(_)) => {
+                let detail = "This identity already has JWT Auth attached; change it with PATCH";
+                return Err(Refusal::new(Code::BeforePresent, detail));
+            }
+            (Write::Overlay | Write::Remove, Some(_)) | (Write::Create, None) => {}
+        }
+        let proposed = effect::propose(&operation, before.map(|stored| &stored.state), admitted.edit.as_ref());
+        draft.proposed = Some(proposed.state.clone());
+        let facts = Facts::new(
+            &operation,
+            before.map(|stored| &stored.state),
+            &proposed,
+            admitted.edit.as_ref(),
+            admitted.document.as_ref(),
+            admitted.governed.target(),
+        );
+        match policy::decide(bundle.policies(), &facts, &self.keys) {
+            Ok(permit) => {
+                draft.warnings.retain(|warning| warning.rule == "rolled-back");
+                draft.warnings.extend_from_slice(permit.warnings());
+                draft.would = permit.would();
+                let lines: Vec<_> =
+                    draft.warnings.iter().map(|w| (w.rule.as_str(), w.message.as_str())).collect();
+                let warnings = WarningHeaders::of(&lines);
+                Ok(Judged { permit, proposed, warnings, over })
+            }
+            Err(denial) => {
+                draft.violations.clone_from(&denial.violations);
+                draft.warnings.clone_from(&denial.warnings);
+                let detail = "The policies of this organisation deny this change";
+                let refusal = Refusal::new(Code::PolicyDenied, detail).with_findings(denial.violations);
+                Err(Refusal { fix: denial.fix, ..refusal })
+            }
+        }
+    }
+
+    /// Makes sure the reading is one this change may be judged by: taken in this turn, not old, not older than what
+    /// the log knows; settles what it proves about a held intent, or refuses. Returns what a removal goes over.
+    async fn refresh(
+        &self,
+        draft: &mut Draft,
+        admitted: &mut Admitted,
+        operation: &Operation,
+    ) -> Result<Option<crate::id::EntryRef>, Refusal> {
+        let target = admitted.governed.target().clone();
+        let mut now = self.audit.look(&target).await?;
+        if now.turn != admitted.turn || admitted.reading.age() > MAX_READING_AGE {
+            admitted.reading = before::fetch(&self.source(operation, &admitted.governed, &admitted.headers)).await?;
+            admitted.turn = now.turn;
+        }
+        let patience = Instant::now() + STALE_PATIENCE;
+        loop {
+            match self.memory.watch.judge(&target, &admitted.reading, now.newest.as_ref()) {
+                Freshness::Fresh => break,
+                Freshness::RolledBack => {
+                    draft.warnings.push(rolled_back());
+                    break;
+                }
+                Freshness::Stale if Instant::now() < patience => {
+                    tokio::time::sleep(STALE_PAUSE).await;
+                    now = self.audit.look(&target).await?;
+                    let source = self.source(operation, &admitted.governed, &admitted.headers);
+                    admitted.reading = before::fetch(&source).await?;
+                    admitted.turn = now.turn;
+                }
+                Freshness::Stale => {
+                    let detail = "The upstream answered with a state older than the last one recorded here (a lagging replica?), so nothing can be judged; try again";
+                    return Err(Refusal::new(Code::BeforeStale, detail).retry_after(5));
+                }
+            }
+        }
+        draft.settlement = None;
+        draft.drift = self.audit.drift(&target, &admitted.reading, now.newest.as_ref()).await;
+        match &now.hold {
+            None => Ok(None),
+            Some(hold) if !hold.unknown => Err(busy()),
+            Some(hold) => self.hold_over(draft, admitted, hold, operation.write),
+        }
+    }
+
+    fn hold_over(
+        &self,
+        draft: &mut Draft,
+        admitted: &Admitted,
+        hold: &Hold,
+        write: Write,
+    ) -> Result<Option<crate::id::EntryRef>, Refusal> {
+        if let Some(settlement) = settle::judge(hold, &admitted.reading, self.late_write_limit, "next_before", &self.keys) {
+            draft.settlement = Some(settlement);
+            return Ok(None);
+        }
+        if write == Write::Remove {
+            return Ok(Some(hold.intent.clone()));
+        }
+        let seconds = settle::wait(hold, self.clock.now(), self.late_write_limit);
+        let detail = format!(
+            "The end of an earlier change of this identity (change {}) was not seen and it may still land; it can be settled in {seconds} s. Removing the JWT Auth is possible at any time",
+            hold.change
+        );
+        Err(Refusal::new(Code::TargetUnsettled, detail).retry_after(seconds))
+    }
+
+    /// Records a refusal (or folds it) and answers it.
+    async fn refuse(&self, draft: Draft, refusal: Refusal, origin: Option<&HeaderValue>) -> Response {
+        let (operation, target) = (draft.operation.clone(), draft.target.clone());
+        let (violations, warnings) = (draft.violations.clone(), draft.warnings.clone());
+        let caller = draft.caller["id"].as_str().map(str::to_owned);
+        let (refusal, change) = match self.audit.refuse(draft, &refusal).await {
+            Ok(change) => (refusal, Some(change)),
+            Err(unrecorded) => (unrecorded, None),
+        };
+        self.metrics.refused(refusal.code);
+        let decision = if refusal.code == Code::PolicyDenied { "deny" } else { "refuse" };
+        self.count_decision(operation.as_deref(), decision, None, &violations, &warnings);
+        crate::log::change(&crate::log::Change {
+            change: change.as_ref(),
+            operation: operation.as_deref(),
+            target: target.as_ref(),
+            caller: caller.as_deref(),
+            decision,
+            code: Some(refusal.code),
+            outcome: "none",
+            status: refusal.code.status(),
+            duration: None,
+            cause: refusal.cause.as_deref(),
+        });
+        respond::refusal(&refusal, change.as_ref(), origin)
+    }
+
+    fn count_decision(
+        &self,
+        operation: Option<&str>,
+        decision: &'static str,
+        would: Option<&'static str>,
+        violations: &[Finding],
+        warnings: &[Finding],
+    ) {
+        let operation = operation.unwrap_or("none").to_owned();
+        let labels = DecisionLabels { operation, decision, would: would.unwrap_or("") };
+        self.metrics.decisions.get_or_create(&labels).inc();
+        for (level, findings) in [("deny", violations), ("warn", warnings)] {
+            for finding in findings {
+                let labels = RuleLabels { rule: finding.rule.clone(), level };
+                self.metrics.violations.get_or_create(&labels).inc();
+            }
+        }
+    }
+
+    /// A write that is forwarded as it came and recorded before and after.
+    async fn watched(self: &Arc<Self>, request: Request<Incoming>, client: &Client, watched: Watched) -> Response {
+        let _in_flight = self.metrics.in_flight("watched");
+        let origin = request.headers().get(ORIGIN).cloned();
+        let (parts, body) = request.into_parts();
+        let mut draft = self.draft(&parts, client);
+        draft.caller = caller::peek(&parts.headers, &self.keys).record();
+        draft.operation = Some(watched.name().to_owned());
+        draft.target = watched.target().cloned();
+        watched.path().clone_into(&mut draft.path);
+        if self.ungoverned == UngovernedWrites::Refuse {
+            body::drain(body, self.limits.drain.bytes(), self.limits.body_read.0).await;
+            let detail = "Writes on this route are refused here (`ungoverned_writes = \"refuse\"`)";
+            return self.refuse(draft, Refusal::new(Code::RouteNotGoverned, detail), origin.as_ref()).await;
+        }
+        let gateway = self.clone();
+        let (client, origin_in_task) = (client.clone(), origin.clone());
+        let carried = self.tasks.spawn(async move {
+            let (id, started) = (draft.id, Instant::now());
+            let operation = draft.operation.clone();
+            let intent = match gateway.audit.declare_watched(draft.clone(), watched).await {
+                Ok(intent) => intent,
+                Err(refusal) => return gateway.refuse(draft, refusal, origin_in_task.as_ref()).await,
+            };
+            let request = Request::from_parts(parts, body);
+            let mut response = gateway.passthrough.stream(request, &client).await;
+            let result = passthrough::outcome(&response);
+            let status = response.status().as_u16();
+            let outcome = Outcome::seen(result, Some(status), gateway.clock.now(), started.elapsed());
+            let recorded = gateway.audit.finish_watched(intent, outcome).await;
+            gateway.count_outcome(operation.as_deref().unwrap_or("none"), result);
+            respond::stamp(response.headers_mut(), &id, respond::AnsweredBy::Upstream);
+            if recorded == Recorded::Pending {
+                respond::mark_pending(response.headers_mut());
+            }
+            response
+        });
+        carried.await.unwrap_or_else(|_| respond::failed(origin.as_ref()))
+    }
+
+    fn count_outcome(&self, operation: &str, result: OutcomeResult) {
+        let labels = OutcomeLabels { operation: operation.to_owned(), outcome: result.as_str() };
+        self.metrics.outcomes.get_or_create(&labels).inc();
+    }
+
+    fn draft(&self, parts: &Parts, client: &Client) -> Draft {
+        let received_at = self.clock.now();
+        let target = parts.uri.path_and_query().map_or("", |p| p.as_str());
+        let spelled = self.keys.fingerprint("path", target.as_bytes());
+        Draft {
+            id: ChangeId::at(received_at),
+            received_at,
+            operation: None,
+            object: None,
+            target: None,
+            method: parts.method.as_str().chars().take(16).collect(),
+            path: format!("{} bytes, {spelled}", target.len()),
+            organization: caller::organization(&parts.headers),
+            source: client.address(),
+            user_agent: caller::user_agent(&parts.headers),
+            trace_id: caller::trace_id(&parts.headers),
+            caller: Caller::unknown().record(),
+            caller_proven: false,
+            mode: self.mode,
+            body_digest: None,
+            body_length: None,
+            edit: None,
+            before: None,
+            proposed: None,
+            policy: None,
+            would: None,
+            violations: Vec::new(),
+            warnings: Vec::new(),
+            settlement: None,
+            drift: None,
+        }
+    }
+
+    /// Writes the log event about a dropped claim of a client's own address, at most once a minute.
+    fn note_claim(&self, client: &Client) {
+        if !client.claim_dropped() {
+            return;
+        }
+        let mut last = self.memory.last_claim_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| last.elapsed() > Duration::from_secs(60)) {
+            *last = Some(Instant::now());
+            crate::log::client_identity_dropped(client.address());
+        }
+    }
+}
+
+/// The part of a change that runs to its end whatever the client does.
+struct Carry {
+    gateway: Arc<Gateway>,
+    bundle: Arc<Bundle>,
+    operation: Arc<Operation>,
+    headers: HeaderMap,
+    before: Option<crate::operation::Stored>,
+    turn: u64,
+    started: Instant,
+    caller: Option<String>,
+    place: Place,
+    _slot: Arc<OwnedSemaphorePermit>,
+}
+
+impl Carry {
+    /// Steps 8 to 10.
+    async fn run(self, draft: Draft, judged: Judged) -> Carried {
+        let gateway = self.gateway.clone();
+        let Judged { permit, proposed, warnings, over } = judged;
+        let (violations, would) = (permit.warnings().to_vec(), permit.would());
+        let intent = match gateway.audit.declare(draft, permit, self.turn, over).await {
+            Ok(intent) => intent,
+            Err(Declined::Lost) => return Carried::Lost(self.place),
+            Err(Declined::Refused(refusal)) => return Carried::Refused(refusal),
+        };
+        gateway.count_decision(Some(&self.operation.name), "allow", would, &[], &violations);
+        let limits = &gateway.limits;
+        let (within, at_most) = (limits.forward.0, limits.answer.bytes());
+        let reply =
+            forward::send(&gateway.upstream, &intent, &self.operation, &self.headers, within, at_most).await;
+        let outcome = self.outcome(&intent, &proposed, &reply).await;
+        let (change, target) = (intent.change(), intent.target().clone());
+        let (code, result, status) = (outcome.code, outcome.result, outcome.status);
+        let recorded = gateway.audit.finish(intent, outcome).await;
+        gateway.count_outcome(&self.operation.name, result);
+        let answered = status.unwrap_or_else(|| code.map_or(502, Code::status));
+        crate::log::change(&crate::log::Change {
+            change: Some(&change),
+            operation: Some(&self.operation.name),
+            target: Some(&target),
+            caller: self.caller.as_deref(),
+            decision: "allow",
+            code,
+            outcome: result.as_str(),
+            status: answered,
+            duration: Some(self.started.elapsed()),
+            cause: reply.answer.as_ref().err().map(ToString::to_string).as_deref(),
+        });
+        drop(self.place);
+        Carried::Answered(reply_to_client(reply, code, change, &warnings, recorded, &gateway.metrics, self.headers.get(ORIGIN)))
+    }
+
+    /// What the reply proves, beside what was proposed; an unseen end is looked at once more while the token is at hand.
+    async fn outcome(&self, intent: &Intent, proposed: &Proposed, reply: &Reply) -> Outcome {
+        let gateway = &self.gateway;
+        let status = reply.answer.as_ref().ok().map(|answer| answer.status.as_u16());
+        let mut outcome = Outcome::seen(reply.result, status, gateway.clock.now(), self.started.elapsed());
+        outcome.code = code_of(reply);
+        outcome.fast_late = reply.handler_ended;
+        if let Some(after) = &reply.after {
+            self.compare(&mut outcome, proposed, after.as_ref());
+        }
+        if reply.result == OutcomeResult::Unknown {
+            outcome.settlement = self.prove(intent, &outcome).await;
+        }
+        outcome
+    }
+
+    fn compare(&self, outcome: &mut Outcome, proposed: &Proposed, after: Option<&crate::operation::Stored>) {
+        let gateway = &self.gateway;
+        outcome.after = Some(Seen::of(after));
+        let surprise = diff(proposed.state.as_ref(), after.map(|stored| &stored.state), &gateway.keys);
+        if !surprise.is_empty() {
+            gateway.metrics.surprises.inc();
+            outcome.surprise = Some(surprise.into());
+        }
+        if let (Some(proposed), Some(after)) = (&proposed.state, after) {
+            let policies = self.bundle.policies();
+            outcome.breach = policy::breaches(policies, &self.operation, proposed, &after.state, &gateway.keys);
+            if !outcome.breach.is_empty() {
+                gateway.metrics.breaches.inc();
+            }
+        }
+    }
+
+    /// One GET straight after: it may prove that the write was applied, never that it was not.
+    async fn prove(&self, intent: &Intent, outcome: &Outcome) -> Option<crate::audit::Settlement> {
+        let gateway = &self.gateway;
+        let source = before::Source {
+            upstream: &gateway.upstream,
+            object: &self.operation.object,
+            target: intent.target(),
+            headers: &self.headers,
+            within: PROOF_READ.min(gateway.limits.before.0),
+            at_most: gateway.limits.answer.bytes(),
+            clock: &gateway.clock,
+        };
+        let reading = before::fetch(&source).await.ok()?;
+        let hold = intent.as_hold(outcome, Seen::of(self.before.as_ref()), &gateway.keys);
+        settle::judge(&hold, &reading, gateway.late_write_limit, "read_after", &gateway.keys)
+    }
+}
+
+/// Step 11.
+fn reply_to_client(
+    reply: Reply,
+    code: Option<Code>,
+    change: ChangeId,
+    warnings: &WarningHeaders,
+    recorded: Recorded,
+    metrics: &Metrics,
+    origin: Option<&HeaderValue>,
+) -> Response {
+    let pending = recorded == Recorded::Pending;
+    let mut response = match (reply.answer, code) {
+        (Ok(answer), None) => return respond::answered(answer, &change, warnings, pending),
+        (answer, code) => {
+            let code = code.unwrap_or(Code::UpstreamBroken);
+            metrics.refused(code);
+            let refusal = Refusal::new(code, unseen_end(code));
+            let refusal = match answer {
+                Err(failure) => refusal.because(failure),
+                Ok(answer) => refusal.because(answer.status),
+            };
+            respond::refusal(&refusal, Some(&change), origin)
+        }
+    };
+    if pending {
+        respond::mark_pending(response.headers_mut());
+    }
+    response
+}
+
+fn unseen_end(code: Code) -> &'static str {
+    match code {
+        Code::UpstreamUnreachable => "The upstream could not be reached, so the change was not sent; it is safe to try again",
+        Code::UpstreamTimeout => "The change was sent, but the upstream did not answer in time (`limits.forward`)",
+        _ => "The change was sent, but the upstream's answer was cut, too large, or not one that can be passed on",
+    }
+}
+
+fn code_of(reply: &Reply) -> Option<Code> {
+    match &reply.answer {
+        Ok(_) if reply.is_broken() => Some(Code::UpstreamBroken),
+        Ok(_) => None,
+        Err(Failure::NotSent(_)) => Some(Code::UpstreamUnreachable),
+        Err(Failure::TimedOut) => Some(Code::UpstreamTimeout),
+        Err(Failure::Cut(_) | Failure::TooLarge) => Some(Code::UpstreamBroken),
+    }
+}
+
+fn busy() -> Refusal {
+    Refusal::new(Code::TargetBusy, "Another change of this identity is in flight; try again").retry_after(1)
+}
+
+fn rolled_back() -> Finding {
+    Finding {
+        rule: "rolled-back".to_owned(),
+        pointer: String::new(),
+        from: Some(crate::refusal::From::Stored),
+        request_pointer: None,
+        value: serde_json::Value::Null,
+        limit: serde_json::Value::Null,
+        message: "The upstream's state is older than the last one recorded here and stays so: it was rolled back".to_owned(),
+        help: "Compare this identity's history with the upstream".to_owned(),
+    }
+}
+
+/// Counts a client that hung up before it was answered.
+struct Gone(Option<Arc<Metrics>>);
+
+impl Gone {
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        if let Some(metrics) = &self.0 {
+            metrics.clients_gone.inc();
+        }
+    }
+}

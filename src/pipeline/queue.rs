@@ -1,0 +1,148 @@
+//! The targets' queues: one change of an identity at a time, in the order they came.
+//!
+//! A fair lock per target, made when first needed and gone with its last waiter. Waiters are capped per target and per
+//! caller, so that nobody can stand in everybody's way; over the cap the answer is `target.busy` at once.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedMutexGuard;
+
+use crate::id::{Digest, TargetId};
+use crate::metrics::Metrics;
+use crate::refusal::{Code, Refusal};
+
+/// All queues of the process.
+pub(super) struct Queues(Arc<Shared>);
+
+struct Shared {
+    per_target: usize,
+    per_caller: usize,
+    metrics: Arc<Metrics>,
+    state: Mutex<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
+    targets: HashMap<TargetId, Line>,
+    callers: HashMap<Digest, usize>,
+}
+
+#[derive(Default)]
+struct Line {
+    lock: Arc<tokio::sync::Mutex<()>>,
+    members: usize,
+}
+
+/// The head of a target's queue, until dropped.
+pub(super) struct Place {
+    _head: OwnedMutexGuard<()>,
+    _entry: Entry,
+}
+
+/// Membership in a queue, waiting or at its head.
+struct Entry {
+    shared: Arc<Shared>,
+    target: TargetId,
+    caller: Option<Digest>,
+}
+
+impl Queues {
+    pub(super) fn new(per_target: usize, per_caller: usize, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(Shared { per_target, per_caller, metrics, state: Mutex::default() }))
+    }
+
+    /// Waits for the head of the target's queue.
+    pub(super) async fn wait(
+        &self,
+        target: &TargetId,
+        caller: Option<&Digest>,
+        within: Duration,
+    ) -> Result<Place, Refusal> {
+        let (entry, lock) = self.enter(target, caller)?;
+        self.0.metrics.target_waiters.inc();
+        let head = tokio::time::timeout(within, lock.lock_owned()).await;
+        self.0.metrics.target_waiters.dec();
+        match head {
+            Ok(head) => Ok(Place { _head: head, _entry: entry }),
+            Err(_) => Err(busy("Other changes of this identity took longer than `limits.target_wait`; try again")),
+        }
+    }
+
+    fn enter(
+        &self,
+        target: &TargetId,
+        caller: Option<&Digest>,
+    ) -> Result<(Entry, Arc<tokio::sync::Mutex<()>>), Refusal> {
+        let mut lines = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = &mut *lines;
+        let line = lines.targets.entry(target.clone()).or_default();
+        if line.members > self.0.per_target {
+            return Err(busy("Too many changes of this identity are waiting (`limits.target_waiters`); try again"));
+        }
+        if let Some(caller) = caller {
+            let count = lines.callers.entry(caller.clone()).or_default();
+            if *count > self.0.per_caller {
+                return Err(busy("Too many changes of this caller are waiting (`limits.caller_waiters`); try again"));
+            }
+            *count += 1;
+        }
+        line.members += 1;
+        let lock = line.lock.clone();
+        Ok((Entry { shared: self.0.clone(), target: target.clone(), caller: caller.cloned() }, lock))
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut lines = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = lines.targets.get_mut(&self.target) {
+            line.members -= 1;
+            if line.members == 0 {
+                lines.targets.remove(&self.target);
+            }
+        }
+        if let Some(caller) = &self.caller
+            && let Some(count) = lines.callers.get_mut(caller)
+        {
+            *count -= 1;
+            if *count == 0 {
+                lines.callers.remove(caller);
+            }
+        }
+    }
+}
+
+fn busy(detail: &str) -> Refusal {
+    Refusal::new(Code::TargetBusy, detail).retry_after(1)
+}
+
+/// Counts events per key and minute; forgets everything when the minute is over, so it never holds more than one
+/// minute's keys.
+pub(super) struct PerMinute<K> {
+    at_most: u32,
+    window: Mutex<(Instant, HashMap<K, u32>)>,
+}
+
+impl<K: Hash + Eq> PerMinute<K> {
+    pub(super) fn new(at_most: u32) -> Self {
+        Self { at_most, window: Mutex::new((Instant::now(), HashMap::new())) }
+    }
+
+    /// Whether another event of this key would be within the limit.
+    pub(super) fn has_room(&self, key: K) -> bool {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.0.elapsed() > Duration::from_secs(60) {
+            *window = (Instant::now(), HashMap::new());
+        }
+        window.1.get(&key).is_none_or(|count| *count < self.at_most)
+    }
+
+    /// Counts one.
+    pub(super) fn count(&self, key: K) {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        *window.1.entry(key).or_default() += 1;
+    }
+}
