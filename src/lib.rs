@@ -2,3 +2,4 @@
 pub mod clock;
 pub mod id;
 pub mod units;
+pub mod standin;
