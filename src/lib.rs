@@ -67,3 +67,5 @@ pub mod metrics;
 pub mod keys;
 // what is governed
 pub mod operation;
+// assembly
+pub mod standin;

@@ -1,1 +1,5 @@
+//! The integration tests: one binary, the real program between a scripted upstream and raw clients.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should panic")]
 
+mod support;
+mod support_works;
