@@ -204,3 +204,24 @@ async fn the_certificate_of_a_tls_upstream_is_trusted_through_its_authority() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(upstream.url().starts_with("https://127.0.0.1:"));
 }
+
+#[tokio::test]
+async fn the_stand_in_serves_over_a_socket_of_its_own() {
+    let estate = Arc::new(std::sync::Mutex::new(patchwarden::standin::Estate::new()));
+    estate.lock().unwrap().attach(IDENTITY, &good_attach());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let tasks = tokio_util::task::TaskTracker::new();
+    let serving = tasks.spawn(patchwarden::standin::serve(listener, estate.clone()));
+    let (path, headers) = (jwt_auth_path(IDENTITY), [("Authorization", "Bearer x")]);
+    let body = good_patch(&json!({"accessTokenTTL": 60}));
+    let answer = request(addr, "PATCH", &path, &headers, Some(&body)).await;
+    assert_eq!((answer.status, &answer.json()["identityJwtAuth"]["accessTokenTTL"]), (200, &json!(60)));
+    assert_eq!(estate.lock().unwrap().state(IDENTITY).unwrap()["accessTokenTTL"], 60);
+    let answer = request(addr, "HEAD", &path, &headers, None).await;
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    let etag = answer.get("etag").unwrap().to_owned();
+    let headers = [headers[0], ("If-None-Match", etag.as_str())];
+    assert_eq!(request(addr, "GET", &path, &headers, None).await.status, 304);
+    serving.abort();
+}
