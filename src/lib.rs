@@ -6,4 +6,6 @@ pub mod keys;
 pub mod metrics;
 pub mod network;
 pub mod refusal;
+pub mod respond;
 pub mod units;
+pub mod upstream;
