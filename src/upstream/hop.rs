@@ -39,17 +39,22 @@ pub fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// The same for a message that is streamed on: trailers may follow it, so `Trailer` stays, and of `TE` its `trailers`.
-pub fn strip_streamed(headers: &mut HeaderMap) {
-    let trailer: Vec<HeaderValue> = headers.get_all(header::TRAILER).iter().cloned().collect();
+/// The same for a request that is streamed on: trailers may follow it, so `Trailer` stays, and of `TE` its `trailers`.
+pub fn strip_request(headers: &mut HeaderMap) {
     let wants_trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    strip(headers);
-    for value in trailer {
-        headers.append(header::TRAILER, value);
-    }
+    strip_answer(headers);
     if wants_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// The same for an answer that is streamed back: trailers may follow it, so `Trailer` stays.
+pub fn strip_answer(headers: &mut HeaderMap) {
+    let trailer: Vec<HeaderValue> = headers.get_all(header::TRAILER).iter().cloned().collect();
+    strip(headers);
+    for value in trailer {
+        headers.append(header::TRAILER, value);
     }
 }
 
@@ -135,13 +140,15 @@ mod tests {
     fn trailers_stay_announced_on_a_streamed_message() {
         let mut map =
             headers(&[("te", "deflate;q=0.5, Trailers"), ("trailer", "x-sum"), ("connection", "te, x-a")]);
-        strip_streamed(&mut map);
+        strip_request(&mut map);
         assert_eq!(map[header::TE], "trailers");
         assert_eq!(map[header::TRAILER], "x-sum");
         assert_eq!(map[header::CONNECTION], "te");
+        strip_answer(&mut map);
+        assert_eq!(names(&map), ["trailer"]);
 
         let mut map = headers(&[("te", "deflate"), ("connection", "te")]);
-        strip_streamed(&mut map);
+        strip_request(&mut map);
         assert!(map.is_empty());
     }
 
