@@ -75,7 +75,8 @@ pub async fn fetch(source: &Source<'_>) -> Result<Reading, Refusal> {
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     let answer = source.upstream.exchange("before", request, source.within, source.at_most).await;
-    let answer = answer.map_err(|failure| unavailable(matches!(failure, Failure::TimedOut)).because(failure))?;
+    let answer =
+        answer.map_err(|failure| unavailable(matches!(failure, Failure::TimedOut)).because(failure))?;
     let stored = understand(source, &answer)?;
     Ok(Reading { stored, began, started })
 }
@@ -159,11 +160,18 @@ impl Watch {
         }
         match remembered.get(target) {
             Some((revision, since)) if revision.as_ref() == read => {
-                if since.elapsed() >= ROLLED_BACK_AFTER { Freshness::RolledBack } else { Freshness::Stale }
+                if since.elapsed() >= ROLLED_BACK_AFTER {
+                    Freshness::RolledBack
+                } else {
+                    Freshness::Stale
+                }
             }
             _ => {
                 if remembered.len() >= MAX_REMEMBERED {
-                    let oldest = remembered.iter().min_by_key(|(_, (_, since))| *since).map(|(target, _)| target.clone());
+                    let oldest = remembered
+                        .iter()
+                        .min_by_key(|(_, (_, since))| *since)
+                        .map(|(target, _)| target.clone());
                     oldest.and_then(|oldest| remembered.remove(&oldest));
                 }
                 remembered.insert(target.clone(), (read.cloned(), reading.started));

@@ -88,7 +88,8 @@ async fn collect(body: Incoming, at_most: usize, within: Duration) -> Result<Byt
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => Err(Refusal::new(Code::BodyMalformed, "The body was cut").because(error)),
         Err(_) => {
-            let detail = format!("The body did not arrive within {} s (`limits.body_read`)", within.as_secs());
+            let detail =
+                format!("The body did not arrive within {} s (`limits.body_read`)", within.as_secs());
             Err(Refusal::new(Code::BodyMalformed, detail))
         }
     }
@@ -105,7 +106,11 @@ fn media_type(headers: &HeaderMap) -> Result<(), Refusal> {
         (Some(value), None) => value.to_str().unwrap_or(""),
         _ => return refuse("Send exactly one `Content-Type: application/json`"),
     };
-    if is_plain_json(one) { Ok(()) } else { refuse("Send `Content-Type: application/json`, charset absent or utf-8") }
+    if is_plain_json(one) {
+        Ok(())
+    } else {
+        refuse("Send `Content-Type: application/json`, charset absent or utf-8")
+    }
 }
 
 fn is_plain_json(value: &str) -> bool {
@@ -118,7 +123,9 @@ fn is_plain_json(value: &str) -> bool {
         })
     };
     let parameters: Vec<_> = parts.collect();
-    essence.eq_ignore_ascii_case("application/json") && parameters.len() <= 1 && parameters.into_iter().all(charset_utf8)
+    essence.eq_ignore_ascii_case("application/json")
+        && parameters.len() <= 1
+        && parameters.into_iter().all(charset_utf8)
 }
 
 fn refuse(fault: Fault) -> Refusal {
@@ -137,15 +144,23 @@ fn refuse(fault: Fault) -> Refusal {
     };
     match fault {
         Fault::Malformed(what) => {
-            let detail = format!("The body is not one strict JSON object: {what}; send one object in UTF-8, without a byte order mark");
+            let detail = format!(
+                "The body is not one strict JSON object: {what}; send one object in UTF-8, without a byte order mark"
+            );
             Refusal::new(Code::BodyMalformed, detail)
         }
-        Fault::DuplicateKey(pointer) => {
-            at(Code::BodyDuplicateKey, pointer, "stands twice, which readers understand differently", "Send each key once")
-        }
-        Fault::ForbiddenKey(pointer) => {
-            at(Code::BodyForbiddenKey, pointer, "is a key with a meaning of its own in JavaScript", "Leave it out")
-        }
+        Fault::DuplicateKey(pointer) => at(
+            Code::BodyDuplicateKey,
+            pointer,
+            "stands twice, which readers understand differently",
+            "Send each key once",
+        ),
+        Fault::ForbiddenKey(pointer) => at(
+            Code::BodyForbiddenKey,
+            pointer,
+            "is a key with a meaning of its own in JavaScript",
+            "Leave it out",
+        ),
     }
 }
 

@@ -75,7 +75,8 @@ impl Caller {
 /// Reads the caller of a governed request.
 pub fn read(headers: &HeaderMap, keys: &Keys) -> Result<Caller, Refusal> {
     if headers.contains_key(X_API_KEY) {
-        let detail = "`X-Api-Key` is not a credential the guarded API takes; send `Authorization: Bearer <token>`";
+        let detail =
+            "`X-Api-Key` is not a credential the guarded API takes; send `Authorization: Bearer <token>`";
         return Err(Refusal::new(Code::CallerMissingToken, detail));
     }
     let token = bearer(only(headers, &AUTHORIZATION)?)?;
@@ -171,7 +172,9 @@ fn who(token: &str) -> (&'static str, Option<String>, Option<String>) {
 
 fn claims(token: &str) -> Option<Value> {
     let mut parts = token.split('.');
-    let (_, payload, _, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else { return None };
+    let (_, payload, _, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else {
+        return None;
+    };
     json::value(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
 }
 
@@ -180,7 +183,10 @@ mod tests {
     use super::*;
 
     fn headers(lines: &[(&str, &str)]) -> HeaderMap {
-        lines.iter().map(|(n, v)| (n.parse::<HeaderName>().unwrap(), HeaderValue::from_str(v).unwrap())).collect()
+        lines
+            .iter()
+            .map(|(n, v)| (n.parse::<HeaderName>().unwrap(), HeaderValue::from_str(v).unwrap()))
+            .collect()
     }
 
     fn jwt(claims: &Value) -> String {
@@ -193,7 +199,12 @@ mod tests {
         let keys = Keys::ephemeral();
         for (token, kind, who, name) in [
             (jwt(&json!({"authTokenType": "accessToken", "userId": "u1"})), "user", json!("u1"), json!(null)),
-            (jwt(&json!({"authTokenType": "identityAccessToken", "identityId": id})), "identity", json!(id), json!(null)),
+            (
+                jwt(&json!({"authTokenType": "identityAccessToken", "identityId": id})),
+                "identity",
+                json!(id),
+                json!(null),
+            ),
             (
                 jwt(&json!({"authTokenType": "identityAccessToken", "identityId": id, "identityName": "ci"})),
                 "identity",
@@ -202,7 +213,12 @@ mod tests {
             ),
             (format!("st.{id}.secret.more"), "service_token", json!(id), json!(null)),
             ("opaque".to_owned(), "unknown", json!(null), json!(null)),
-            (jwt(&json!({"authTokenType": "accessToken", "userId": "a\u{1b}[2J"})), "user", json!(null), json!(null)),
+            (
+                jwt(&json!({"authTokenType": "accessToken", "userId": "a\u{1b}[2J"})),
+                "user",
+                json!(null),
+                json!(null),
+            ),
         ] {
             let caller = read(&headers(&[("authorization", &format!("bEaReR {token}"))]), &keys).unwrap();
             let record = caller.record();

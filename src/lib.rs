@@ -59,13 +59,23 @@
 pub mod clock;
 pub mod id;
 pub mod units;
+pub mod limits;
 pub mod refusal;
 pub mod json;
 pub mod network;
 pub mod metrics;
 // the world outside
 pub mod keys;
+pub mod upstream;
 // what is governed
 pub mod operation;
+// steps, in order
+pub mod caller;
+pub mod body;
+pub mod before;
+pub mod respond;
+pub mod passthrough;
+// doors
+pub mod server;
 // assembly
 pub mod standin;

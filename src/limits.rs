@@ -1,0 +1,124 @@
+//! Every limit of the gateway: the section `[limits]`.
+//!
+//! Everything from outside is bounded by one of these. Sizes are bytes, times are durations, the rest are counts. Zero is
+//! refused at load: nothing here can be switched off.
+
+use serde::Deserialize;
+
+use crate::units::{Size, Span};
+
+macro_rules! limits {
+    ($($(#[doc = $doc:literal])* $name:ident: $type:ty = $default:expr,)*) => {
+        /// The limits, with their defaults.
+        #[derive(Clone, Debug, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Limits {
+            $($(#[doc = $doc])* pub $name: $type,)*
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($name: $default,)* }
+            }
+        }
+
+        /// Name, default and meaning of each, for the printed configuration.
+        pub fn described() -> Vec<(&'static str, String, &'static str)> {
+            let defaults = Limits::default();
+            vec![$((stringify!($name), defaults.$name.shown(), concat!($($doc),*).trim()),)*]
+        }
+    };
+}
+
+limits! {
+    /// largest body of a governed request
+    body: Size = Size(64 << 10),
+    /// time for a governed request's body to arrive
+    body_read: Span = Span::secs(10),
+    /// time of the read of the state before
+    before: Span = Span::secs(8),
+    /// time of a forwarded change, to the end of its answer
+    forward: Span = Span::secs(30),
+    /// largest answer to either of them
+    answer: Size = Size(1 << 20),
+    /// time a change waits for another of the same identity
+    target_wait: Span = Span::secs(5),
+    /// changes that wait for one identity
+    target_waiters: usize = 32,
+    /// changes of one caller that wait at once
+    caller_waiters: usize = 8,
+    /// governed requests at once
+    in_flight: usize = 1024,
+    /// all requests at once
+    requests: usize = 8192,
+    /// refused reads before a change, per source and minute
+    failed_reads: u32 = 60,
+    /// bytes of a refused request's body that are read and dropped
+    drain: Size = Size(256 << 10),
+    /// time to the head of a passed-through answer
+    passthrough_head: Span = Span::secs(120),
+    /// open websockets
+    tunnels: usize = 512,
+    /// connections of the gateway's port
+    connections: usize = 10_000,
+    /// time of a TLS handshake, and to the first byte of a connection
+    handshake: Span = Span::secs(5),
+    /// time for a request's head to arrive, and of an idle connection
+    header_read: Span = Span::secs(30),
+    /// time to connect to the upstream
+    connect: Span = Span::secs(3),
+    /// time for what is in flight when the gateway stops
+    shutdown: Span = Span::secs(30),
+}
+
+trait Shown {
+    fn shown(&self) -> String;
+}
+
+impl Shown for Size {
+    fn shown(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl Shown for Span {
+    fn shown(&self) -> String {
+        format!("\"{self}\"")
+    }
+}
+
+impl Shown for usize {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Shown for u32 {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Limits {
+    /// Names of limits that are zero.
+    pub fn zeros(&self) -> Vec<&'static str> {
+        let zero = |name, is_zero| if is_zero { Some(name) } else { None };
+        [
+            zero("body", self.body.0 == 0),
+            zero("body_read", self.body_read.0.is_zero()),
+            zero("before", self.before.0.is_zero()),
+            zero("forward", self.forward.0.is_zero()),
+            zero("answer", self.answer.0 == 0),
+            zero("target_wait", self.target_wait.0.is_zero()),
+            zero("in_flight", self.in_flight == 0),
+            zero("requests", self.requests == 0),
+            zero("connections", self.connections == 0),
+            zero("handshake", self.handshake.0.is_zero()),
+            zero("header_read", self.header_read.0.is_zero()),
+            zero("connect", self.connect.0.is_zero()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}

@@ -1,0 +1,595 @@
+//! The doors: accept loops for the gateway's port, the admin port and the admin socket.
+//!
+//! A [`Server`] takes connections from a [`Door`], finds out whether they speak HTTP/1.1 or HTTP/2, and hands each
+//! request with its [`Peer`] to a tower service. Everything a client can draw out has a limit: connections, the TLS
+//! handshake, the first byte, the header, the silence between requests, what is read after the answer. What is no HTTP
+//! gets a bare status from the protocol layer, or nothing, and is counted. Accepting never ends on an error.
+//!
+//! When told to stop, a server accepts nothing more, asks each connection to finish and gives them a bounded time.
+
+mod linger;
+mod tls;
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderName, ORIGIN, PROXY_AUTHORIZATION};
+use http::{Request, StatusCode, Version};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::util::BoxCloneSyncService;
+use tower::{ServiceBuilder, ServiceExt};
+use tower_http::body::UnsyncBoxBody;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
+
+use crate::metrics::Metrics;
+use crate::refusal::Refusal;
+use crate::respond::{self, Response};
+use crate::units::Span;
+
+use linger::Lingering;
+pub use tls::TlsSettings;
+
+/// Header lines of a request; more get 431.
+const MAX_HEADERS: usize = 128;
+/// The largest head of an HTTP/1.1 request; more gets 431.
+const MAX_HEAD: usize = 64 * 1024;
+/// The largest head of an HTTP/2 request.
+const MAX_HEADER_LIST: u32 = 32 * 1024;
+const MAX_STREAMS: u32 = 128;
+/// An HTTP/2 client that answers no ping within [`PING_TIMEOUT`] is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after a failed accept; doubled up to a second.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const MAX_ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How often the first bytes are looked at again while they may still be either version.
+const PEEK_PAUSE: Duration = Duration::from_millis(10);
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// What a door allows a client. Each has its key under `limits`.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// `limits.connections`: open at once; more wait in the listener's queue.
+    pub connections: usize,
+    /// `limits.handshake`: the TLS handshake, or the first byte without TLS.
+    pub handshake: Span,
+    /// `limits.header`: a request's head; also the silence between requests of HTTP/1.1.
+    pub header: Span,
+    /// `limits.idle`: the silence between requests of HTTP/2.
+    pub idle: Span,
+    /// `limits.drain`: what requests in flight get to finish when the gateway stops.
+    pub drain: Span,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            handshake: Span::secs(5),
+            header: Span::secs(10),
+            idle: Span::secs(60),
+            drain: Span::secs(30),
+        }
+    }
+}
+
+/// The other end of a connection; each request carries it as an extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Where it comes from; `127.0.0.1:0` through a Unix socket.
+    pub address: SocketAddr,
+    /// Whether it speaks TLS to us.
+    pub tls: bool,
+    /// Whether it came through a Unix socket.
+    pub local: bool,
+}
+
+impl Peer {
+    const LOCAL: Self =
+        Self { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0), tls: false, local: true };
+}
+
+/// Handles one request of the gateway's port.
+pub type Handler =
+    Arc<dyn Fn(Request<Incoming>, Peer) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
+
+/// What serves the gateway's port.
+pub type Gateway =
+    BoxCloneSyncService<Request<Incoming>, http::Response<UnsyncBoxBody<Bytes, BoxError>>, Infallible>;
+
+/// Puts the layers around a handler: credentials are kept out of debug output, a panic becomes a 500, and of all
+/// requests of all connections at most `in_flight` are handled at once; the rest get `gateway.overloaded`.
+pub fn gateway(handler: Handler, in_flight: usize, metrics: Arc<Metrics>) -> Gateway {
+    let secrets = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, HeaderName::from_static("x-api-key")];
+    let handle = tower::service_fn(move |request: Request<Incoming>| {
+        let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::LOCAL);
+        let handled = handler(request, peer);
+        async move { Ok::<_, Infallible>(handled.await) }
+    });
+    // Built once: the clones of all connections share one semaphore.
+    let limited = ServiceBuilder::new()
+        .load_shed()
+        .concurrency_limit(in_flight)
+        .layer(CatchPanicLayer::custom(panicked))
+        .service(handle);
+    let answer = tower::service_fn(move |request: Request<Incoming>| {
+        let limited = limited.clone();
+        let metrics = Arc::clone(&metrics);
+        async move {
+            if !names_one_host(&request) {
+                metrics.protocol_errors.inc();
+                return Ok(respond::bare(StatusCode::BAD_REQUEST).map(boxed));
+            }
+            let origin = request.headers().get(ORIGIN).cloned();
+            Ok::<_, Infallible>(limited.oneshot(request).await.unwrap_or_else(|_shed| {
+                let refusal = Refusal::overloaded("limits.in_flight");
+                metrics.refused(refusal.code);
+                respond::refusal(&refusal, None, origin.as_ref()).map(boxed)
+            }))
+        }
+    });
+    BoxCloneSyncService::new(
+        ServiceBuilder::new().layer(SetSensitiveRequestHeadersLayer::new(secrets)).service(answer),
+    )
+}
+
+/// The panic itself is reported by the process's panic hook.
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
+fn panicked(_panic: Box<dyn Any + Send>) -> Response {
+    respond::failed(None)
+}
+
+fn boxed(body: crate::upstream::Body) -> UnsyncBoxBody<Bytes, BoxError> {
+    UnsyncBoxBody::new(body.map_err(BoxError::from))
+}
+
+/// RFC 9112 section 3.2: a 1.1 request has exactly one `Host`.
+fn names_one_host(request: &Request<Incoming>) -> bool {
+    request.version() != Version::HTTP_11 || request.headers().get_all(HOST).iter().count() == 1
+}
+
+/// Where connections come from.
+pub enum Door {
+    /// A port, with TLS if there is an acceptor.
+    Tcp(TcpListener, Option<TlsAcceptor>),
+    /// A socket file.
+    Unix(Socket),
+}
+
+/// A Unix socket that only its owner may open; its file goes with it.
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Listens at `path`, in a folder that is closed to others. A socket left there by an earlier run is replaced,
+    /// anything else is an error.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
+            Ok(_) => {
+                let what = format!("{} is in the way: it is no socket", path.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let socket = Self { listener: UnixListener::bind(path)?, path: path.to_owned() };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(socket)
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // If it is gone already, nothing is left to do.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+impl Door {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener, _) => {
+                listener.accept().await.map(|(stream, address)| Accepted::Tcp(stream, address))
+            }
+            Self::Unix(socket) => socket.listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+        }
+    }
+}
+
+/// Serves HTTP on doors.
+pub struct Server {
+    limits: Limits,
+    slots: Arc<Semaphore>,
+    metrics: Option<Arc<Metrics>>,
+}
+
+impl Server {
+    /// With `metrics`, its connections and protocol errors are counted as the gateway's.
+    pub fn new(limits: Limits, metrics: Option<Arc<Metrics>>) -> Self {
+        Self { limits, slots: Arc::new(Semaphore::new(limits.connections)), metrics }
+    }
+
+    /// Serves a door until `stop` is cancelled and its connections have ended, or their time to finish has.
+    pub async fn serve<S, B>(&self, door: Door, service: S, stop: CancellationToken)
+    where
+        S: tower::Service<Request<Incoming>, Response = http::Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data: Send> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let tasks = TaskTracker::new();
+        let mut pause = ACCEPT_PAUSE;
+        loop {
+            let Some(Ok(slot)) = stop.run_until_cancelled(Arc::clone(&self.slots).acquire_owned()).await
+            else {
+                break;
+            };
+            let Some(accepted) = stop.run_until_cancelled(door.accept()).await else { break };
+            let accepted = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) if is_the_clients(&error) => continue,
+                Err(error) => {
+                    tracing::warn!(event = "accept_failed", error = %error, "a connection could not be accepted");
+                    stop.run_until_cancelled(sleep(pause)).await;
+                    pause = (pause * 2).min(MAX_ACCEPT_PAUSE);
+                    continue;
+                }
+            };
+            pause = ACCEPT_PAUSE;
+            let tls = match &door {
+                Door::Tcp(_, tls) => tls.clone(),
+                Door::Unix(_) => None,
+            };
+            let connection = Connection {
+                limits: self.limits,
+                tasks: tasks.clone(),
+                stop: stop.clone(),
+                metrics: self.metrics.clone(),
+            };
+            let service = service.clone();
+            tasks.spawn(async move {
+                connection.counted(accepted, tls, service).await;
+                drop(slot);
+            });
+        }
+        drop(door);
+        tasks.close();
+        // Each connection keeps to the same limit; this one is for tasks that do not end with their connection.
+        let _ = timeout(self.limits.drain.0 + Duration::from_secs(1), tasks.wait()).await;
+    }
+}
+
+/// Errors of the one connection, not of the listener.
+fn is_the_clients(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Http {
+    One,
+    Two,
+}
+
+/// Why a connection ended without having been HTTP.
+struct Unreadable;
+
+struct Connection {
+    limits: Limits,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    metrics: Option<Arc<Metrics>>,
+}
+
+impl Connection {
+    async fn counted<S, B>(&self, accepted: Accepted, tls: Option<TlsAcceptor>, service: S)
+    where
+        S: tower::Service<Request<Incoming>, Response = http::Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data: Send> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let open = self.metrics.as_ref().map(|metrics| Open::count(metrics));
+        let ended = match accepted {
+            Accepted::Tcp(stream, address) => self.tcp(stream, address, tls, service).await,
+            Accepted::Unix(stream) => self.http(stream, Http::One, Peer::LOCAL, service).await,
+        };
+        drop(open);
+        if let (Err(Unreadable), Some(metrics)) = (ended, &self.metrics) {
+            metrics.protocol_errors.inc();
+        }
+    }
+
+    async fn tcp<S, B>(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        service: S,
+    ) -> Result<(), Unreadable>
+    where
+        S: tower::Service<Request<Incoming>, Response = http::Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data: Send> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        // Only slows the connection down if it fails.
+        let _ = stream.set_nodelay(true);
+        let within = self.limits.handshake.0;
+        let peer = Peer { address, tls: tls.is_some(), local: false };
+        let Some(acceptor) = tls else {
+            let Some(sniffed) = self.stop.run_until_cancelled(timeout(within, sniff(&stream))).await else {
+                return Ok(());
+            };
+            return match sniffed {
+                Ok(Ok(Some(version))) => self.http(stream, version, peer, service).await,
+                Ok(Ok(None) | Err(_)) => Ok(()),
+                Err(_late) => Err(Unreadable),
+            };
+        };
+        let Some(shaken) = self.stop.run_until_cancelled(timeout(within, acceptor.accept(stream))).await
+        else {
+            return Ok(());
+        };
+        let Ok(Ok(stream)) = shaken else { return Err(Unreadable) };
+        let version = match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Http::Two,
+            _ => Http::One,
+        };
+        self.http(stream, version, peer, service).await
+    }
+
+    async fn http<I, S, B>(&self, io: I, version: Http, peer: Peer, service: S) -> Result<(), Unreadable>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: tower::Service<Request<Incoming>, Response = http::Response<B>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data: Send> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let requests = Arc::new(Requests::default());
+        let seen = Arc::clone(&requests);
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            let handled = service.clone().oneshot(request);
+            let seen = seen.begin();
+            async move {
+                let response = handled.await?;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    seen.0.upgraded.store(true, Ordering::Release);
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let io = TokioIo::new(Lingering::new(io, Arc::clone(&requests)));
+        let header = self.limits.header.0;
+        match version {
+            Http::One => {
+                let mut builder = http1::Builder::new();
+                builder
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(header)
+                    .max_headers(MAX_HEADERS)
+                    .max_buf_size(MAX_HEAD)
+                    .half_close(false);
+                let connection = builder.serve_connection(io, service).with_upgrades();
+                let finish = http1::UpgradeableConnection::graceful_shutdown;
+                self.drive(connection, finish, &requests, std::future::pending()).await
+            }
+            Http::Two => {
+                let mut builder = http2::Builder::new(Tracked(self.tasks.clone()));
+                builder
+                    .timer(TokioTimer::new())
+                    .max_concurrent_streams(MAX_STREAMS)
+                    .max_header_list_size(MAX_HEADER_LIST)
+                    .keep_alive_interval(PING_INTERVAL)
+                    .keep_alive_timeout(PING_TIMEOUT)
+                    .max_pending_accept_reset_streams(20)
+                    .max_local_error_reset_streams(1024);
+                let connection = builder.serve_connection(io, service);
+                let silence = requests.silence(header, self.limits.idle.0);
+                self.drive(connection, http2::Connection::graceful_shutdown, &requests, silence).await
+            }
+        }
+    }
+
+    /// Runs a connection to its end. When `silence` ends or the gateway stops, it is asked to finish; it is given
+    /// up when it does not in time, or never sent a request at all.
+    async fn drive<C>(
+        &self,
+        connection: C,
+        finish: impl Fn(Pin<&mut C>),
+        requests: &Requests,
+        silence: impl Future<Output = ()>,
+    ) -> Result<(), Unreadable>
+    where
+        C: Future<Output = Result<(), hyper::Error>>,
+    {
+        let mut connection = pin!(connection);
+        let mut silence = pin!(silence);
+        tokio::select! {
+            ended = connection.as_mut() => return readable(ended, requests),
+            () = self.stop.cancelled() => {}
+            () = silence.as_mut() => {
+                if requests.begun() == 0 {
+                    return Err(Unreadable);
+                }
+                finish(connection.as_mut());
+                // Answers may still be streaming, as long as the gateway runs.
+                tokio::select! {
+                    ended = connection.as_mut() => return readable(ended, requests),
+                    () = self.stop.cancelled() => {}
+                }
+            }
+        }
+        finish(connection.as_mut());
+        match timeout(self.limits.drain.0, connection).await {
+            Ok(ended) => readable(ended, requests),
+            Err(_late) => Ok(()),
+        }
+    }
+}
+
+/// Whether a connection ended over something that is no HTTP, rather than over the network or a client that left.
+fn readable(ended: Result<(), hyper::Error>, requests: &Requests) -> Result<(), Unreadable> {
+    let Err(error) = ended else { return Ok(()) };
+    // The header's time limit also ends connections that are idle between requests.
+    let never_spoke = error.is_timeout() && requests.begun() == 0;
+    let broken_http2 = error.to_string().starts_with("http2 error") && !is_of_the_network(&error);
+    if error.is_parse() || never_spoke || broken_http2 { Err(Unreadable) } else { Ok(()) }
+}
+
+fn is_of_the_network(error: &hyper::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        if next.is::<io::Error>() {
+            return true;
+        }
+        cause = next.source();
+    }
+    false
+}
+
+/// Tells the version by the first bytes without taking them: no HTTP/1.1 method begins like the HTTP/2 preface.
+/// `None` when the client closed first.
+async fn sniff(stream: &TcpStream) -> io::Result<Option<Http>> {
+    const PREFACE: &[u8] = b"PRI";
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let count = stream.peek(&mut first).await?;
+        if count == 0 {
+            return Ok(None);
+        }
+        if first[..count] != PREFACE[..count] {
+            return Ok(Some(Http::One));
+        }
+        if count == PREFACE.len() {
+            return Ok(Some(Http::Two));
+        }
+        sleep(PEEK_PAUSE).await;
+    }
+}
+
+/// The requests of one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    begun: AtomicU64,
+    answered: AtomicU64,
+    /// Set once the connection no longer speaks HTTP.
+    upgraded: AtomicBool,
+}
+
+impl Requests {
+    fn begin(self: &Arc<Self>) -> Running {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        Running(Arc::clone(self))
+    }
+
+    fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    fn is_upgraded(&self) -> bool {
+        self.upgraded.load(Ordering::Acquire)
+    }
+
+    /// Ends when no request came within `first`, or none came and none was being handled for `idle`.
+    async fn silence(self: &Arc<Self>, first: Duration, idle: Duration) {
+        sleep(first).await;
+        let mut since = Instant::now();
+        let mut seen = 0;
+        loop {
+            let begun = self.begun();
+            if begun == 0 {
+                return;
+            }
+            if begun != seen || self.answered.load(Ordering::Acquire) != begun {
+                (seen, since) = (begun, Instant::now());
+            } else if since.elapsed() >= idle {
+                return;
+            }
+            sleep(idle / 4).await;
+        }
+    }
+}
+
+/// One request being handled.
+struct Running(Arc<Requests>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.answered.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// One open connection in the metrics.
+struct Open(Arc<Metrics>);
+
+impl Open {
+    fn count(metrics: &Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self(Arc::clone(metrics))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+/// Runs the streams of HTTP/2 where the server waits for them.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
+}
+
+#[cfg(test)]
+mod tests;
