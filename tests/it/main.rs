@@ -1,5 +1,10 @@
 //! The integration tests: one binary, the real program between a scripted upstream and raw clients.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should panic")]
 
+mod change;
+mod deploy;
+mod lost;
+mod refusals;
 mod support;
 mod support_works;
+mod tidy;
