@@ -66,6 +66,7 @@ pub mod network;
 pub mod metrics;
 // the world outside
 pub mod keys;
+pub mod store;
 pub mod upstream;
 // what is governed
 pub mod operation;

@@ -36,3 +36,5 @@ CREATE TABLE projection (
     version INTEGER NOT NULL
 ) STRICT;
 INSERT INTO projection VALUES (1, 1);
+
+PRAGMA user_version = 2;
