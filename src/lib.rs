@@ -70,6 +70,7 @@ pub mod upstream;
 // what is governed
 pub mod operation;
 // steps, in order
+pub mod route;
 pub mod caller;
 pub mod body;
 pub mod before;
