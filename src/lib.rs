@@ -73,6 +73,7 @@ pub mod operation;
 pub mod route;
 pub mod caller;
 pub mod body;
+pub mod schema;
 pub mod before;
 pub mod respond;
 pub mod passthrough;
