@@ -75,6 +75,7 @@ pub mod caller;
 pub mod body;
 pub mod schema;
 pub mod before;
+pub mod effect;
 pub mod respond;
 pub mod passthrough;
 // doors
