@@ -71,9 +71,12 @@ pub mod upstream;
 // what is governed
 pub mod operation;
 // steps, in order
+pub mod route;
 pub mod caller;
 pub mod body;
+pub mod schema;
 pub mod before;
+pub mod effect;
 pub mod respond;
 pub mod passthrough;
 // doors
