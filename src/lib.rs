@@ -64,6 +64,7 @@ pub mod refusal;
 pub mod json;
 pub mod network;
 pub mod metrics;
+pub mod log;
 // the world outside
 pub mod keys;
 pub mod upstream;
