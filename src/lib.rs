@@ -73,10 +73,15 @@ pub mod operation;
 // steps, in order
 pub mod caller;
 pub mod body;
+pub mod schema;
 pub mod before;
+pub mod policy;
+pub mod bundle;
+pub mod audit;
 pub mod respond;
 pub mod passthrough;
 // doors
 pub mod server;
 // assembly
+pub mod config;
 pub mod standin;
