@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Steps 8 and 10: the log.
 //!
 //! [`Audit::declare`] commits an intent, which is also the lock on its target, and is the only way to an [`Intent`];
@@ -54,6 +55,29 @@ pub struct Settings {
     /// From this size on changes are refused.
     pub wal_hard: Size,
     /// Disk space kept for outcomes.
+=======
+//! Stub: the log of changes.
+//!
+//! Holds only what the configuration hands over.
+
+use serde::Deserialize;
+
+use crate::units::{Size, Span};
+
+/// `[audit]` of the configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// First part of the name of this instance's log.
+    pub name: Option<String>,
+    /// How long a change waits for its intent to be written.
+    pub commit_wait: Span,
+    /// Write-ahead log size from which more is done to fold it in.
+    pub wal_soft: Size,
+    /// Write-ahead log size from which no change is let through.
+    pub wal_hard: Size,
+    /// Free disk space below which no change is let through.
+>>>>>>> wt-f1
     pub reserve: Size,
 }
 
@@ -68,6 +92,7 @@ impl Default for Settings {
         }
     }
 }
+<<<<<<< HEAD
 
 /// What a log is made of.
 pub struct Parts {
@@ -771,3 +796,5 @@ async fn held(reader: &Reader, open: &(String, u64), row: &store::TargetRow) -> 
         over: json::typed(payload["over"].clone()).ok(),
     })
 }
+=======
+>>>>>>> wt-f1
