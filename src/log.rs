@@ -109,6 +109,11 @@ pub fn degraded(detail: &str) {
     tracing::error!(event = "degraded", detail, "the audit log cannot be written: {detail}");
 }
 
+/// An entry that the log's own rules refuse: a defect here, never the load.
+pub fn poisoned(detail: &str) {
+    tracing::error!(event = "poisoned", detail, "an entry was refused by the log's own rules: {detail}");
+}
+
 /// It can be written again.
 pub fn recovered() {
     tracing::info!(event = "recovered", "the audit log is written again");

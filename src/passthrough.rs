@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::WatchedIntent;
 use crate::id::ChangeId;
 use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
@@ -108,8 +109,9 @@ impl Passthrough {
         &self,
         request: Request<Incoming>,
         client: &Client,
-        change: &ChangeId,
+        intent: &WatchedIntent,
     ) -> (Response, Result<StatusCode, Failure>) {
+        let change = &intent.change();
         let origin = request.headers().get(header::ORIGIN).cloned();
         let outgoing = match self.prepare(request, client) {
             Ok(outgoing) => outgoing,

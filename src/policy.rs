@@ -1,25 +1,11 @@
-//! Stub: whether a change may go on.
+//! stub
 //!
-//! Holds only what the configuration hands over.
-
-use serde::Deserialize;
-
-/// Whether a denial stops the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// It does.
-    #[default]
-    Enforce,
-    /// It is recorded, and the request goes on.
-    Observe,
-}
-
-/// What the configuration says to the policies.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Whether the plan has IP allow-listing.
-    pub ip_allow_listing: bool,
-    /// Whether a denial stops the request.
-    pub mode: Mode,
+//! stub
+/// stub
+pub struct Permit(Option<bytes::Bytes>);
+impl Permit {
+    /// stub
+    pub fn body(&self) -> Option<&bytes::Bytes> {
+        self.0.as_ref()
+    }
 }
