@@ -87,8 +87,7 @@ mod tests {
 
     fn proposed(write: Write, before: Option<&str>, body: Value) -> Proposed {
         let operation = operation(write);
-        let before =
-            before.map(|branch| State::read(&operation.object, "i", &row(branch)).unwrap().state);
+        let before = before.map(|branch| State::read(&operation.object, "i", &row(branch)).unwrap().state);
         let edit = Edit::read(&operation.object, &Document::of(body).unwrap()).unwrap();
         propose(&operation, before.as_ref(), Some(&edit))
     }
@@ -101,7 +100,9 @@ mod tests {
             .fields()
             .iter()
             .filter(|(name, _)| proposed.from[*name] != Request)
-            .map(|(name, field)| (name.clone(), json!([format!("{:?}", proposed.from[name]), field.normal()])))
+            .map(|(name, field)| {
+                (name.clone(), json!([format!("{:?}", proposed.from[name]), field.normal()]))
+            })
             .collect();
         let expected: Map<String, Value> = expected
             .iter()
