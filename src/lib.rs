@@ -76,6 +76,7 @@ pub mod body;
 pub mod schema;
 pub mod before;
 pub mod effect;
+pub mod bundle;
 pub mod respond;
 pub mod passthrough;
 // doors
