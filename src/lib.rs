@@ -73,6 +73,7 @@ pub mod operation;
 pub mod caller;
 pub mod body;
 pub mod before;
+pub mod policy;
 pub mod respond;
 pub mod passthrough;
 // doors

@@ -25,7 +25,9 @@ pub(super) fn binds(pattern: &str) -> bool {
     let chars: Vec<char> = pattern.strip_prefix("./").unwrap_or(pattern).chars().collect();
     let mut at = 0;
     let read = sequence(&chars, &mut at, 0).filter(|_| at == chars.len());
-    read.is_some_and(|alternatives| alternatives.iter().all(|alternative| literals(alternative) >= MIN_LITERALS))
+    read.is_some_and(|alternatives| {
+        alternatives.iter().all(|alternative| literals(alternative) >= MIN_LITERALS)
+    })
 }
 
 /// Whether a comma list binds: split as it is stored and, as the login does, at each `, `; every piece of both must.
@@ -172,8 +174,25 @@ mod tests {
     #[test]
     fn what_is_not_plainly_readable_does_not_bind() {
         for pattern in [
-            "abc\\*", "abc|*", "(abc|*)", "@(abc)", "?(abc)", "abc!", "abc{", "abc}", "abc[", "abc]", "abc[]",
-            "[[:alpha:]]abc", "abc[!x]", "{abc}", "abc{1..9}", "{abc..xyz,def}", "[a-z]+abc", "\"**\"abc", "{{abc,def}",
+            "abc\\*",
+            "abc|*",
+            "(abc|*)",
+            "@(abc)",
+            "?(abc)",
+            "abc!",
+            "abc{",
+            "abc}",
+            "abc[",
+            "abc]",
+            "abc[]",
+            "[[:alpha:]]abc",
+            "abc[!x]",
+            "{abc}",
+            "abc{1..9}",
+            "{abc..xyz,def}",
+            "[a-z]+abc",
+            "\"**\"abc",
+            "{{abc,def}",
         ] {
             check(pattern, false);
         }
