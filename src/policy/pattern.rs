@@ -12,6 +12,8 @@ pub(super) const MIN_LITERALS: usize = 3;
 /// More alternatives than this are not followed; such a pattern does not bind.
 const MAX_ALTERNATIVES: usize = 256;
 const MAX_DEPTH: usize = 8;
+/// A pattern with glob characters that is longer (in bytes) does not bind: what judging costs stays bounded.
+const MAX_LENGTH: usize = 4096;
 
 /// Characters that mean more than themselves somewhere in the upstream's matcher.
 const GLOB: &str = "*?[]{}()|!\\\"";
@@ -20,6 +22,9 @@ const GLOB: &str = "*?[]{}()|!\\\"";
 pub(super) fn binds(pattern: &str) -> bool {
     if !pattern.contains(|c| GLOB.contains(c)) {
         return !pattern.is_empty();
+    }
+    if pattern.len() > MAX_LENGTH {
+        return false;
     }
     // The matcher takes a leading `./` away.
     let chars: Vec<char> = pattern.strip_prefix("./").unwrap_or(pattern).chars().collect();
@@ -45,11 +50,13 @@ enum Token {
     Any,
 }
 
-/// `/` beside a star only joins segments: `**/**/**` holds no literal.
+/// `/` beside a star or another `/` only joins segments: `**/**/**` holds no literal.
 fn literals(tokens: &[Token]) -> usize {
-    let star = |at: Option<usize>| at.and_then(|at| tokens.get(at)) == Some(&Token::Star);
+    let joins = |at: Option<usize>| {
+        matches!(at.and_then(|at| tokens.get(at)), Some(Token::Star | Token::Literal('/')))
+    };
     let counts = |(at, token): (usize, &Token)| match token {
-        Token::Literal('/') => !star(at.checked_sub(1)) && !star(Some(at + 1)),
+        Token::Literal('/') => !joins(at.checked_sub(1)) && !joins(Some(at + 1)),
         Token::Literal(_) => true,
         Token::Star | Token::Any => false,
     };
@@ -60,28 +67,32 @@ fn literals(tokens: &[Token]) -> usize {
 fn sequence(chars: &[char], at: &mut usize, depth: usize) -> Option<Vec<Vec<Token>>> {
     let mut alternatives = vec![Vec::new()];
     while let Some(&c) = chars.get(*at) {
-        let pieces = match c {
+        let one = match c {
             ',' | '}' if depth > 0 => break,
-            '{' => brace(chars, at, depth + 1)?,
-            '[' => vec![vec![set(chars, at)?]],
+            '{' => {
+                let pieces = brace(chars, at, depth + 1)?;
+                alternatives = combined(&alternatives, &pieces)?;
+                continue;
+            }
+            '[' => set(chars, at)?,
             '}' | ']' | '(' | ')' | '|' | '!' | '\\' | '"' => return None,
             // After a group the matcher reads `+` as a repetition.
             '+' if *at > 0 && matches!(chars[*at - 1], ']' | '}') => return None,
             '.' if depth > 0 && chars.get(*at + 1) == Some(&'.') => return None,
             _ => {
                 *at += 1;
-                vec![vec![token(c)]]
+                token(c)
             }
         };
-        if alternatives.len() * pieces.len() > MAX_ALTERNATIVES {
-            return None;
-        }
-        alternatives = alternatives
-            .iter()
-            .flat_map(|head| pieces.iter().map(move |tail| [head.as_slice(), tail.as_slice()].concat()))
-            .collect();
+        alternatives.iter_mut().for_each(|alternative| alternative.push(one));
     }
     Some(alternatives)
+}
+
+fn combined(heads: &[Vec<Token>], tails: &[Vec<Token>]) -> Option<Vec<Vec<Token>>> {
+    let join =
+        |head: &Vec<Token>| tails.iter().map(|tail| [head.as_slice(), tail].concat()).collect::<Vec<_>>();
+    (heads.len() * tails.len() <= MAX_ALTERNATIVES).then(|| heads.iter().flat_map(join).collect())
 }
 
 /// `{a,b}` at `at`: two alternatives or more, closed.
@@ -123,6 +134,7 @@ fn token(c: char) -> Token {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn check(pattern: &str, expected: bool) {
         assert_eq!(binds(pattern), expected, "{pattern}");
@@ -197,6 +209,7 @@ mod tests {
             check(pattern, false);
         }
         check(&"{abc,def}".repeat(9), false);
+        check(&"a*".repeat(3000), false);
         check(&format!("{}abc{}", "{".repeat(20), ",xyz}".repeat(20)), false);
     }
 
@@ -212,6 +225,20 @@ mod tests {
             ("{abc,defg}, hij", true),
         ] {
             assert_eq!(list_binds(list), expected, "{list}");
+        }
+    }
+
+    proptest! {
+        /// Whatever is sent is judged, and a list that binds has no piece that does not.
+        #[test]
+        fn a_list_binds_only_with_all_its_pieces(list in "[ab,*?{}\\[\\]!\\\\ ./+]{0,24}") {
+            let pieces = split_patterns(&list);
+            prop_assert!(!list_binds(&list) || pieces.iter().all(|piece| binds(piece)));
+        }
+
+        #[test]
+        fn only_stars_and_slashes_never_bind(pattern in "[*/]*\\*[*/]*") {
+            prop_assert!(!binds(&pattern));
         }
     }
 }
