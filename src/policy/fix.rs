@@ -115,8 +115,8 @@ mod tests {
     use crate::policy::tests::{Scene, ranges};
     use serde_json::{Value, json};
 
-    fn check(stored: Value, request: Value, fix: Value) {
-        let denial = Scene::all().stored(stored.clone()).change(request.clone());
+    fn check(stored: &Value, request: &Value, fix: Value) {
+        let denial = Scene::all().stored(stored).change(request);
         assert!(!denial.violations.is_empty(), "{request} is not denied");
         assert_eq!(denial.fix, Some(fix).filter(|fix| !fix.is_null()), "{stored} {request}");
     }
@@ -132,8 +132,8 @@ mod tests {
             (3600, 0, json!({"accessTokenTTL": 315_360_000}), None),
             (3600, 7200, json!({"accessTokenMaxTTL": 315_360_000}), None),
         ] {
-            let scene = Scene::all().stored(json!({"accessTokenTTL": ttl, "accessTokenMaxTTL": max}));
-            scene.with_change(request.clone(), |facts| {
+            let scene = Scene::all().stored(&json!({"accessTokenTTL": ttl, "accessTokenMaxTTL": max}));
+            scene.with_change(&request, |facts| {
                 assert_eq!(refused_above(facts, facts.edit.unwrap()), refused, "{ttl} {max} {request}");
             });
         }
@@ -144,27 +144,27 @@ mod tests {
         let web = json!({"accessTokenTTL": 2_592_000, "accessTokenMaxTTL": 2_592_000});
         let both = json!([{"op": "replace", "path": "/accessTokenMaxTTL", "value": 604_800},
             {"op": "add", "path": "/accessTokenTTL", "value": 86_400}]);
-        check(web, json!({"accessTokenMaxTTL": 2_592_000}), both);
+        check(&web, &json!({"accessTokenMaxTTL": 2_592_000}), both);
         let good = json!({"accessTokenTTL": 3600, "accessTokenMaxTTL": 7200});
         let ttl = json!([{"op": "replace", "path": "/accessTokenTTL", "value": 86_400}]);
-        check(good.clone(), json!({"accessTokenTTL": 0, "accessTokenMaxTTL": 604_800}), ttl);
+        check(&good, &json!({"accessTokenTTL": 0, "accessTokenMaxTTL": 604_800}), ttl);
         // The limit would be above the stored ceiling, so the ceiling is offered.
         let ceiling = json!([{"op": "replace", "path": "/accessTokenTTL", "value": 7200}]);
-        check(good, json!({"accessTokenTTL": 0}), ceiling);
+        check(&good, &json!({"accessTokenTTL": 0}), ceiling);
     }
 
     #[test]
     fn open_ranges_are_left_out_where_the_stored_ones_only_warn() {
         let open = json!({"accessTokenTrustedIps": ranges(&["0.0.0.0/0", "::/0"])});
         let fix = json!([{"op": "remove", "path": "/accessTokenTrustedIps"}]);
-        check(open.clone(), open.clone(), fix.clone());
-        check(json!({}), open.clone(), fix);
-        let denial = Scene::all().attach(open);
+        check(&open, &open, fix.clone());
+        check(&json!({}), &open, fix);
+        let denial = Scene::all().attach(&open);
         assert_eq!((denial.violations.len(), denial.fix), (1, None));
     }
 
     #[test]
     fn what_nobody_can_guess_has_no_fix() {
-        check(json!({}), json!({"boundSubject": "*", "accessTokenTTL": 0}), Value::Null);
+        check(&json!({}), &json!({"boundSubject": "*", "accessTokenTTL": 0}), Value::Null);
     }
 }

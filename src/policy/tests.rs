@@ -98,8 +98,8 @@ impl Scene {
     }
 
     /// What was stored, beside a good configuration.
-    pub(super) fn stored(mut self, over: Value) -> Self {
-        self.stored = laid(good(), &over);
+    pub(super) fn stored(mut self, over: &Value) -> Self {
+        self.stored = laid(good(), over);
         self
     }
 
@@ -130,26 +130,26 @@ impl Scene {
     }
 
     /// A PATCH with the two required members.
-    pub(super) fn with_change(&self, body: Value, see: impl FnOnce(&Facts<'_>)) {
+    pub(super) fn with_change(&self, body: &Value, see: impl FnOnce(&Facts<'_>)) {
         let required = json!({"configurationType": "jwks", "jwksUrl": self.stored["jwksUrl"]});
-        self.with(Write::Overlay, Some(&laid(required, &body)), see);
+        self.with(Write::Overlay, Some(&laid(required, body)), see);
     }
 
     /// What is said about a PATCH; a permit has no violations.
-    pub(super) fn change(&self, body: Value) -> Denial {
+    pub(super) fn change(&self, body: &Value) -> Denial {
         self.decide(body).map_or_else(|denial| denial, of_permit)
     }
 
     /// What is said about a POST of a good configuration with `over` laid over it.
-    pub(super) fn attach(&self, over: Value) -> Denial {
+    pub(super) fn attach(&self, over: &Value) -> Denial {
         let mut said = None;
-        self.with(Write::Create, Some(&laid(good(), &over)), |facts| {
+        self.with(Write::Create, Some(&laid(good(), over)), |facts| {
             said = Some(decide(&self.policies(), facts, &Keys::ephemeral()));
         });
         said.unwrap().map_or_else(|denial| denial, of_permit)
     }
 
-    fn decide(&self, body: Value) -> Result<Permit, Denial> {
+    fn decide(&self, body: &Value) -> Result<Permit, Denial> {
         let mut said = None;
         self.with_change(body, |facts| said = Some(decide(&self.policies(), facts, &Keys::ephemeral())));
         said.unwrap()
@@ -177,25 +177,25 @@ fn web_defaults() -> Value {
     })
 }
 
-fn check(scene: &Scene, body: Value, denied: &[&str], warned: usize) {
-    let said = scene.change(body.clone());
+fn check(scene: &Scene, body: &Value, denied: &[&str], warned: usize) {
+    let said = scene.change(body);
     assert_eq!(pointers(&said), denied, "{body}");
     assert_eq!(said.warnings.len(), warned, "{body}: {:?}", said.warnings);
 }
 
 #[test]
 fn what_was_stored_does_not_stop_other_changes() {
-    let scene = Scene::all().stored(web_defaults());
-    check(&scene, json!({"boundSubject": "bob"}), &[], 3);
-    check(&scene, json!({"accessTokenTTL": 3600}), &[], 2);
-    check(&scene, json!({"accessTokenTrustedIps": ranges(&["10.0.0.0/8"])}), &[], 2);
-    check(&scene, json!({"accessTokenTTL": 2_592_000}), &["/accessTokenTTL"], 2);
-    check(&scene, json!({"accessTokenTTL": 2_591_999}), &["/accessTokenTTL"], 2);
-    check(&scene, json!({"accessTokenTTL": 0}), &["/accessTokenTTL"], 2);
-    check(&scene, web_defaults(), &["/accessTokenTrustedIps", "/accessTokenTTL", "/accessTokenMaxTTL"], 0);
+    let scene = Scene::all().stored(&web_defaults());
+    check(&scene, &json!({"boundSubject": "bob"}), &[], 3);
+    check(&scene, &json!({"accessTokenTTL": 3600}), &[], 2);
+    check(&scene, &json!({"accessTokenTrustedIps": ranges(&["10.0.0.0/8"])}), &[], 2);
+    check(&scene, &json!({"accessTokenTTL": 2_592_000}), &["/accessTokenTTL"], 2);
+    check(&scene, &json!({"accessTokenTTL": 2_591_999}), &["/accessTokenTTL"], 2);
+    check(&scene, &json!({"accessTokenTTL": 0}), &["/accessTokenTTL"], 2);
+    check(&scene, &web_defaults(), &["/accessTokenTrustedIps", "/accessTokenTTL", "/accessTokenMaxTTL"], 0);
     check(
         &scene,
-        json!({"accessTokenTrustedIps": ranges(&["0.0.0.0/1", "128.0.0.0/1"])}),
+        &json!({"accessTokenTrustedIps": ranges(&["0.0.0.0/1", "128.0.0.0/1"])}),
         &["/accessTokenTrustedIps"],
         2,
     );
@@ -203,58 +203,58 @@ fn what_was_stored_does_not_stop_other_changes() {
 
 #[test]
 fn tolerate_also_lets_stored_values_be_sent_back() {
-    let scene = Scene::new("token-lifetime").stored(web_defaults()).overlaid("existing = \"tolerate\"");
-    check(&scene, json!({"accessTokenTTL": 2_592_000}), &[], 2);
-    check(&scene, json!({"accessTokenTTL": 2_591_999}), &[], 2);
-    check(&scene, json!({"accessTokenTTL": 2_592_001}), &["/accessTokenTTL"], 1);
-    check(&scene, json!({"accessTokenMaxTTL": 0}), &["/accessTokenMaxTTL"], 1);
+    let scene = Scene::new("token-lifetime").stored(&web_defaults()).overlaid("existing = \"tolerate\"");
+    check(&scene, &json!({"accessTokenTTL": 2_592_000}), &[], 2);
+    check(&scene, &json!({"accessTokenTTL": 2_591_999}), &[], 2);
+    check(&scene, &json!({"accessTokenTTL": 2_592_001}), &["/accessTokenTTL"], 1);
+    check(&scene, &json!({"accessTokenMaxTTL": 0}), &["/accessTokenMaxTTL"], 1);
     let login =
-        Scene::new("unbound-login").stored(json!({"boundSubject": ""})).overlaid("existing = \"tolerate\"");
-    check(&login, json!({"boundSubject": ""}), &[], 1);
+        Scene::new("unbound-login").stored(&json!({"boundSubject": ""})).overlaid("existing = \"tolerate\"");
+    check(&login, &json!({"boundSubject": ""}), &[], 1);
 }
 
 #[test]
 fn deny_forgives_nothing() {
-    let scene = Scene::new("token-lifetime").stored(web_defaults()).overlaid("existing = \"deny\"");
-    check(&scene, json!({"boundSubject": "bob"}), &["/accessTokenTTL", "/accessTokenMaxTTL"], 0);
+    let scene = Scene::new("token-lifetime").stored(&web_defaults()).overlaid("existing = \"deny\"");
+    check(&scene, &json!({"boundSubject": "bob"}), &["/accessTokenTTL", "/accessTokenMaxTTL"], 0);
 }
 
 #[test]
 fn a_level_says_whether_a_violation_denies_warns_or_is_not_looked_for() {
     let scene = Scene::new("token-lifetime");
-    check(&scene, json!({"accessTokenTTL": 0}), &["/accessTokenTTL"], 0);
-    check(&scene.clone().overlaid("level = \"warn\""), json!({"accessTokenTTL": 0}), &[], 1);
-    check(&scene.overlaid("level = \"off\""), json!({"accessTokenTTL": 0}), &[], 0);
+    check(&scene, &json!({"accessTokenTTL": 0}), &["/accessTokenTTL"], 0);
+    check(&scene.clone().overlaid("level = \"warn\""), &json!({"accessTokenTTL": 0}), &[], 1);
+    check(&scene.overlaid("level = \"off\""), &json!({"accessTokenTTL": 0}), &[], 0);
 }
 
 #[test]
 fn a_finding_says_where_its_value_comes_from() {
     use crate::refusal::From::{Default, Request, Stored};
-    let said = Scene::all().stored(web_defaults()).change(json!({"accessTokenTTL": 0}));
+    let said = Scene::all().stored(&web_defaults()).change(&json!({"accessTokenTTL": 0}));
     assert_eq!(
         (said.violations[0].from, said.violations[0].request_pointer.as_deref()),
         (Some(Request), Some("/accessTokenTTL"))
     );
     assert!(said.warnings.iter().all(|found| found.from == Some(Stored) && found.request_pointer.is_none()));
-    let said = Scene::all().attach(json!({"accessTokenTTL": null}));
+    let said = Scene::all().attach(&json!({"accessTokenTTL": null}));
     assert_eq!((said.violations[0].from, &said.violations[0].request_pointer), (Some(Default), &None));
 }
 
 #[test]
 fn observe_mode_lets_a_denial_pass_and_says_so() {
-    let permit = Scene::all().observing().decide(json!({"accessTokenTTL": 0})).unwrap();
+    let permit = Scene::all().observing().decide(&json!({"accessTokenTTL": 0})).unwrap();
     assert_eq!(permit.would(), Some("deny"));
     assert_eq!(
         permit.warnings().iter().map(|found| found.rule.as_str()).collect::<Vec<_>>(),
         ["token-lifetime"]
     );
-    let permit = Scene::all().observing().decide(json!({"accessTokenTTL": 60})).unwrap();
+    let permit = Scene::all().observing().decide(&json!({"accessTokenTTL": 60})).unwrap();
     assert_eq!((permit.would(), permit.warnings().len()), (None, 0));
 }
 
 #[test]
 fn a_permit_holds_the_canonical_bytes_and_counts_unknown_members() {
-    let permit = Scene::all().decide(json!({"hunter2": 1, "other": 2, "accessTokenTTL": 60})).unwrap();
+    let permit = Scene::all().decide(&json!({"hunter2": 1, "other": 2, "accessTokenTTL": 60})).unwrap();
     let body = br#"{"accessTokenTTL":60,"configurationType":"jwks","jwksUrl":"https://keys.example/jwks"}"#;
     assert_eq!(permit.body().map(|body| &body[..]), Some(&body[..]));
     let [warning] = permit.warnings() else { panic!("{permit:?}") };
@@ -264,7 +264,7 @@ fn a_permit_holds_the_canonical_bytes_and_counts_unknown_members() {
 
 #[test]
 fn a_removal_is_not_judged_by_rules_about_the_proposed_state() {
-    let scene = Scene::all().stored(web_defaults());
+    let scene = Scene::all().stored(&web_defaults());
     scene.with(Write::Remove, None, |facts| {
         let permit = decide(&scene.policies(), facts, &Keys::ephemeral()).unwrap();
         assert_eq!((permit.warnings().len(), permit.body()), (0, None));
@@ -274,7 +274,7 @@ fn a_removal_is_not_judged_by_rules_about_the_proposed_state() {
 #[test]
 fn what_cannot_be_known_is_a_violation() {
     let scene = Scene::all();
-    scene.with_change(json!({}), |facts| {
+    scene.with_change(&json!({}), |facts| {
         let mut proposed = facts.proposed.clone();
         for field in ["boundSubject", "accessTokenTTL", "accessTokenTrustedIps", "jwksUrl"] {
             proposed.opaque.insert(field.to_owned());
@@ -293,18 +293,18 @@ fn what_cannot_be_known_is_a_violation() {
 #[test]
 fn a_breach_is_what_was_written_and_not_proposed() {
     let scene = Scene::all();
-    let breaches = |proposed: Value, after: Value| -> Vec<String> {
+    let breaches = |proposed: &Value, after: &Value| -> Vec<String> {
         let state = |over: &Value| scene.state(&laid(good(), over));
         let operation = operation(Write::Overlay);
         let found =
-            breaches(&scene.policies(), &operation, &state(&proposed), &state(&after), &Keys::ephemeral());
+            breaches(&scene.policies(), &operation, &state(proposed), &state(after), &Keys::ephemeral());
         found.into_iter().map(|found| found.pointer).collect()
     };
-    assert!(breaches(json!({}), json!({})).is_empty());
-    assert_eq!(breaches(json!({}), json!({"accessTokenTTL": 0})), ["/accessTokenTTL"]);
-    assert!(breaches(json!({"accessTokenTTL": 0}), json!({"accessTokenTTL": 2_592_000})).is_empty());
+    assert!(breaches(&json!({}), &json!({})).is_empty());
+    assert_eq!(breaches(&json!({}), &json!({"accessTokenTTL": 0})), ["/accessTokenTTL"]);
+    assert!(breaches(&json!({"accessTokenTTL": 0}), &json!({"accessTokenTTL": 2_592_000})).is_empty());
     assert_eq!(
-        breaches(json!({"accessTokenTTL": 0}), web_defaults()),
+        breaches(&json!({"accessTokenTTL": 0}), &web_defaults()),
         ["/accessTokenTrustedIps", "/accessTokenMaxTTL"]
     );
 }

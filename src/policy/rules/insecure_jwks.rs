@@ -45,7 +45,11 @@ mod tests {
     use serde_json::json;
 
     fn check(url: &str, expected: &[&str]) {
-        assert_eq!(pointers(&Scene::new("insecure-jwks").attach(json!({"jwksUrl": url}))), expected, "{url}");
+        assert_eq!(
+            pointers(&Scene::new("insecure-jwks").attach(&json!({"jwksUrl": url}))),
+            expected,
+            "{url}"
+        );
     }
 
     #[test]
@@ -63,18 +67,18 @@ mod tests {
     fn static_keys_need_no_url() {
         let scene = Scene::new("insecure-jwks");
         let request = |url: &str| json!({"configurationType": "static", "publicKeys": ["k"], "jwksUrl": url});
-        assert!(pointers(&scene.attach(request(""))).is_empty());
-        assert_eq!(pointers(&scene.attach(request("http://keys.example"))), ["/jwksUrl"]);
+        assert!(pointers(&scene.attach(&request(""))).is_empty());
+        assert_eq!(pointers(&scene.attach(&request("http://keys.example"))), ["/jwksUrl"]);
     }
 
     #[test]
     fn the_fix_is_https_unless_the_url_holds_a_secret() {
-        let fix = |url: &str| Scene::new("insecure-jwks").attach(json!({"jwksUrl": url})).fix;
+        let fix = |url: &str| Scene::new("insecure-jwks").attach(&json!({"jwksUrl": url})).fix;
         let expected = json!([{"op": "replace", "path": "/jwksUrl", "value": "https://keys.example/jwks"}]);
         assert_eq!(fix("http://keys.example/jwks"), Some(expected));
         assert_eq!(fix("http://keys.example/jwks?token=hunter2"), None);
         let denial =
-            Scene::new("insecure-jwks").attach(json!({"jwksUrl": "http://u:hunter2@keys.example/jwks"}));
+            Scene::new("insecure-jwks").attach(&json!({"jwksUrl": "http://u:hunter2@keys.example/jwks"}));
         assert!(!format!("{denial:?}").contains("hunter2"));
     }
 }

@@ -4,7 +4,7 @@
 //! passes. An entry that cannot be read strictly is a violation of its own: the upstream reads it in its own way.
 //! Where the plan has no IP allow-listing, the two ranges that hold everything are all there is, hence a warning.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::reading::Params;
 use super::{Remedy, Sight, Unjudged, Violation};
@@ -63,10 +63,12 @@ impl OpenNetwork {
 }
 
 fn unreadable(sight: &Sight<'_>, index: usize, text: &str) -> Violation {
+    let recorded = |spec| sight.recorded(&Field::Text(text.to_owned()), spec);
+    let value = sight.object.fields.get(RANGES).map_or(Value::Null, recorded);
     Violation {
         below: format!("/{index}"),
         below_request: format!("/{index}/ipAddress"),
-        value: json!(text),
+        value,
         limit: json!("address or address/prefix"),
         message: format!("entry {index} of {RANGES} is not a plain address range"),
         help: format!("write it like 10.0.0.0/8 or 2001:db8::/32{}", sight.terraform(&[RANGES])),
@@ -105,7 +107,7 @@ mod tests {
     use serde_json::json;
 
     fn check(texts: &[&str], expected: &[&str]) {
-        let denial = Scene::new("open-network").attach(json!({"accessTokenTrustedIps": ranges(texts)}));
+        let denial = Scene::new("open-network").attach(&json!({"accessTokenTrustedIps": ranges(texts)}));
         assert_eq!(pointers(&denial), expected, "{texts:?}");
     }
 
@@ -156,7 +158,7 @@ mod tests {
     #[test]
     fn an_entry_is_pointed_at_as_it_was_sent() {
         let denial =
-            Scene::new("open-network").attach(json!({"accessTokenTrustedIps": ranges(&["1.2.3.4/00"])}));
+            Scene::new("open-network").attach(&json!({"accessTokenTrustedIps": ranges(&["1.2.3.4/00"])}));
         let found = &denial.violations[0];
         assert_eq!(found.request_pointer.as_deref(), Some("/accessTokenTrustedIps/0/ipAddress"));
         assert_eq!(found.value, json!("1.2.3.4/00"));
@@ -171,7 +173,7 @@ mod tests {
             (&["0.0.0.0/1", "128.0.0.0/1"], true),
             (&["0.0.0.0/0", "10.0.0.0/8"], true),
         ] {
-            let verdict = scene.attach(json!({"accessTokenTrustedIps": ranges(texts)}));
+            let verdict = scene.attach(&json!({"accessTokenTrustedIps": ranges(texts)}));
             assert_eq!(!verdict.violations.is_empty(), denied, "{texts:?}");
             assert_eq!(!verdict.warnings.is_empty(), !denied, "{texts:?}");
         }
@@ -180,9 +182,12 @@ mod tests {
     #[test]
     fn an_overlay_sets_the_share() {
         let strict = Scene::new("open-network").overlaid("max_share = 0");
-        assert_eq!(pointers(&strict.attach(json!({"accessTokenTrustedIps": ranges(&["8.8.8.8"])}))).len(), 1);
         assert_eq!(
-            pointers(&strict.attach(json!({"accessTokenTrustedIps": ranges(&["10.0.0.0/8"])}))).len(),
+            pointers(&strict.attach(&json!({"accessTokenTrustedIps": ranges(&["8.8.8.8"])}))).len(),
+            1
+        );
+        assert_eq!(
+            pointers(&strict.attach(&json!({"accessTokenTrustedIps": ranges(&["10.0.0.0/8"])}))).len(),
             0
         );
     }

@@ -44,33 +44,33 @@ mod tests {
     use crate::policy::tests::{PUBLIC_KEY, Scene, pointers};
     use serde_json::{Value, json};
 
-    fn check(stored: Value, request: Value, expected: &[&str]) {
-        let denial = Scene::new("silent-reset").stored(stored.clone()).change(request.clone());
+    fn check(stored: &Value, request: &Value, expected: &[&str]) {
+        let denial = Scene::new("silent-reset").stored(stored).change(request);
         assert_eq!(pointers(&denial), expected, "{stored} {request}");
     }
 
     #[test]
     fn what_is_left_out_must_not_be_lost() {
-        check(json!({"jwksCaCert": "ca"}), json!({}), &["/jwksCaCert"]);
-        check(json!({"jwksCaCert": "ca"}), json!({"jwksCaCert": ""}), &[]);
-        check(json!({"jwksCaCert": "ca"}), json!({"jwksCaCert": "other"}), &[]);
-        check(json!({"jwksCaCert": ""}), json!({}), &[]);
-        check(json!({"publicKeys": ["k"]}), json!({}), &["/publicKeys"]);
-        check(json!({"publicKeys": ["k"]}), json!({"publicKeys": []}), &[]);
+        check(&json!({"jwksCaCert": "ca"}), &json!({}), &["/jwksCaCert"]);
+        check(&json!({"jwksCaCert": "ca"}), &json!({"jwksCaCert": ""}), &[]);
+        check(&json!({"jwksCaCert": "ca"}), &json!({"jwksCaCert": "other"}), &[]);
+        check(&json!({"jwksCaCert": ""}), &json!({}), &[]);
+        check(&json!({"publicKeys": ["k"]}), &json!({}), &["/publicKeys"]);
+        check(&json!({"publicKeys": ["k"]}), &json!({"publicKeys": []}), &[]);
         let to_static = json!({"configurationType": "static", "publicKeys": ["k"], "jwksUrl": null});
-        check(json!({"jwksUrl": "https://keys.example"}), to_static, &["/jwksUrl"]);
+        check(&json!({"jwksUrl": "https://keys.example"}), &to_static, &["/jwksUrl"]);
     }
 
     #[test]
     fn an_attach_loses_nothing() {
-        assert!(pointers(&Scene::new("silent-reset").attach(json!({}))).is_empty());
+        assert!(pointers(&Scene::new("silent-reset").attach(&json!({}))).is_empty());
     }
 
     #[test]
     fn the_fix_repeats_what_may_be_shown() {
-        let fix = |stored: Value| Scene::new("silent-reset").stored(stored).change(json!({})).fix;
+        let fix = |stored: &Value| Scene::new("silent-reset").stored(stored).change(&json!({})).fix;
         let expected = json!([{"op": "add", "path": "/publicKeys", "value": [PUBLIC_KEY]}]);
-        assert_eq!(fix(json!({"publicKeys": [PUBLIC_KEY]})), Some(expected));
-        assert_eq!(fix(json!({"publicKeys": ["hunter2"]})), None);
+        assert_eq!(fix(&json!({"publicKeys": [PUBLIC_KEY]})), Some(expected));
+        assert_eq!(fix(&json!({"publicKeys": ["hunter2"]})), None);
     }
 }

@@ -92,8 +92,8 @@ mod tests {
     use serde_json::json;
 
     fn check(ttl: u64, max_ttl: u64, expected: &[&str]) {
-        let denied =
-            Scene::new("token-lifetime").attach(json!({"accessTokenTTL": ttl, "accessTokenMaxTTL": max_ttl}));
+        let denied = Scene::new("token-lifetime")
+            .attach(&json!({"accessTokenTTL": ttl, "accessTokenMaxTTL": max_ttl}));
         assert_eq!(pointers(&denied), expected, "{ttl} {max_ttl}");
     }
 
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn the_text_says_what_would_pass() {
         let denial = Scene::new("token-lifetime")
-            .attach(json!({"accessTokenTTL": 3600, "accessTokenMaxTTL": 2_592_000}));
+            .attach(&json!({"accessTokenTTL": 3600, "accessTokenMaxTTL": 2_592_000}));
         let found = &denial.violations[0];
         assert_eq!(found.message, "accessTokenMaxTTL would be 2592000 (30d), more than 604800 (7d)");
         assert_eq!(found.help, "set accessTokenMaxTTL to 1 to 604800 (Terraform: access_token_max_ttl)");
@@ -127,7 +127,7 @@ mod tests {
             "access_token_ttl = { at_most = \"12h\" }\naccess_token_max_ttl = { at_most = \"3d\" }",
         );
         assert_eq!(
-            pointers(&scene.attach(json!({"accessTokenTTL": 43_201, "accessTokenMaxTTL": 259_200}))),
+            pointers(&scene.attach(&json!({"accessTokenTTL": 43_201, "accessTokenMaxTTL": 259_200}))),
             ["/accessTokenTTL"]
         );
     }

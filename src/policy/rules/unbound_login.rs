@@ -120,37 +120,37 @@ mod tests {
 
     const GITHUB: &str = "https://token.actions.githubusercontent.com";
 
-    fn check(fields: Value, bound: bool) {
+    fn check(fields: &Value, bound: bool) {
         let mut body = json!({"boundIssuer": "https://idp.example", "boundSubject": "", "boundClaims": {}, "boundAudiences": ""});
         for (name, value) in fields.as_object().unwrap() {
             body[name] = value.clone();
         }
-        let denial = Scene::new("unbound-login").attach(body);
+        let denial = Scene::new("unbound-login").attach(&body);
         assert_eq!(pointers(&denial).is_empty(), bound, "{fields}");
     }
 
     #[test]
     fn one_of_subject_claims_and_audience_must_bind() {
-        check(json!({}), false);
-        check(json!({"boundSubject": "alice"}), true);
-        check(json!({"boundSubject": "repo:org/*"}), true);
-        check(json!({"boundSubject": "a, b"}), true);
-        check(json!({"boundAudiences": "alice, *"}), false);
-        check(json!({"boundAudiences": "https://us.example"}), true);
-        check(json!({"boundClaims": {"team": "core"}}), true);
-        check(json!({"boundClaims": {"team": "core", "role": "**"}}), true);
-        check(json!({"boundClaims": {"team": ""}}), false);
+        check(&json!({}), false);
+        check(&json!({"boundSubject": "alice"}), true);
+        check(&json!({"boundSubject": "repo:org/*"}), true);
+        check(&json!({"boundSubject": "a, b"}), true);
+        check(&json!({"boundAudiences": "alice, *"}), false);
+        check(&json!({"boundAudiences": "https://us.example"}), true);
+        check(&json!({"boundClaims": {"team": "core"}}), true);
+        check(&json!({"boundClaims": {"team": "core", "role": "**"}}), true);
+        check(&json!({"boundClaims": {"team": ""}}), false);
     }
 
     #[test]
     fn what_only_looks_like_a_bound_does_not_count() {
         for pattern in ["!x", "!", "{*,**}", "!(x)/**", "+(*)/**", "**", "**/*", "*", "{a, **, b}"] {
-            check(json!({"boundSubject": pattern}), false);
-            check(json!({"boundAudiences": pattern}), false);
-            check(json!({"boundClaims": {"team": pattern}}), false);
+            check(&json!({"boundSubject": pattern}), false);
+            check(&json!({"boundAudiences": pattern}), false);
+            check(&json!({"boundClaims": {"team": pattern}}), false);
         }
         for claim in ["iss", "iat", "exp", "nbf", "jti"] {
-            check(json!({"boundClaims": {claim: "https://idp.example"}}), false);
+            check(&json!({"boundClaims": {claim: "https://idp.example"}}), false);
         }
     }
 
@@ -166,22 +166,22 @@ mod tests {
         ] {
             let mine = "https://us.example";
             let body = json!({"boundIssuer": issuer, "jwksUrl": url, "boundAudiences": mine, "boundClaims": {"aud": mine}});
-            check(body, !shared);
-            check(json!({"boundIssuer": issuer, "jwksUrl": url, "boundSubject": "repo:org/app:*"}), true);
+            check(&body, !shared);
+            check(&json!({"boundIssuer": issuer, "jwksUrl": url, "boundSubject": "repo:org/app:*"}), true);
         }
     }
 
     #[test]
     fn static_keys_need_no_bound() {
-        check(json!({"configurationType": "static", "publicKeys": ["key"]}), true);
+        check(&json!({"configurationType": "static", "publicKeys": ["key"]}), true);
     }
 
     #[test]
     fn a_stored_gap_that_moves_to_a_shared_issuer_is_worse() {
         let scene = Scene::new("unbound-login")
-            .stored(json!({"boundIssuer": "https://idp.example", "boundSubject": ""}));
-        assert!(pointers(&scene.change(json!({"accessTokenTTL": 60}))).is_empty());
-        assert_eq!(pointers(&scene.change(json!({"boundIssuer": GITHUB}))), ["/boundSubject"]);
-        assert_eq!(pointers(&scene.change(json!({"boundSubject": ""}))), ["/boundSubject"]);
+            .stored(&json!({"boundIssuer": "https://idp.example", "boundSubject": ""}));
+        assert!(pointers(&scene.change(&json!({"accessTokenTTL": 60}))).is_empty());
+        assert_eq!(pointers(&scene.change(&json!({"boundIssuer": GITHUB}))), ["/boundSubject"]);
+        assert_eq!(pointers(&scene.change(&json!({"boundSubject": ""}))), ["/boundSubject"]);
     }
 }
