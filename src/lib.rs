@@ -79,6 +79,7 @@ pub mod schema;
 pub mod before;
 pub mod effect;
 pub mod policy;
+pub mod bundle;
 pub mod audit;
 pub mod forward;
 pub mod settle;

@@ -65,11 +65,15 @@ impl Database {
             create_private(path)?;
         }
         let mut connection = options.connect().await.map_err(|error| opening(path, &error))?;
-        migrate(&mut connection).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error)
-            | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => opening(path, &error),
-            other => Error::Fatal(format!("{}: {other}; was it written by another version?", path.display())),
-        })?;
+        sqlx::migrate!("migrations/sqlite").run_direct(None, &mut connection, false).await.map_err(
+            |error| match error {
+                sqlx::migrate::MigrateError::Execute(error)
+                | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => opening(path, &error),
+                other => {
+                    Error::Fatal(format!("{}: {other}; was it written by another version?", path.display()))
+                }
+            },
+        )?;
         let mut database = Self { connection, path: path.to_owned(), files: None, frames: 0 };
         database.files = database.identities().ok();
         Ok(database)
@@ -627,13 +631,6 @@ async fn inspect(path: &Path) -> Result<bool, Error> {
         return Err(Error::Fatal(what));
     }
     Ok(false)
-}
-
-/// Boxed, since the compiler cannot see through the migrator that its future is `Send` for every lifetime.
-fn migrate(
-    connection: &mut SqliteConnection,
-) -> std::pin::Pin<Box<dyn Future<Output = Result<(), sqlx::migrate::MigrateError>> + Send + '_>> {
-    Box::pin(async move { sqlx::migrate!("migrations/sqlite").run(connection).await })
 }
 
 async fn ask(connection: &mut SqliteConnection, path: &Path, text: &'static str) -> Result<i64, Error> {
