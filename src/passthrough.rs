@@ -111,7 +111,16 @@ impl Passthrough {
         client: &Client,
         intent: &WatchedIntent,
     ) -> (Response, Result<StatusCode, Failure>) {
-        let change = &intent.change();
+        self.carried(request, client, &intent.change()).await
+    }
+
+    /// What [`Passthrough::carry`] does; apart, so that tests need no log.
+    pub(crate) async fn carried(
+        &self,
+        request: Request<Incoming>,
+        client: &Client,
+        change: &ChangeId,
+    ) -> (Response, Result<StatusCode, Failure>) {
         let origin = request.headers().get(header::ORIGIN).cloned();
         let outgoing = match self.prepare(request, client) {
             Ok(outgoing) => outgoing,

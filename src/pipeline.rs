@@ -371,7 +371,8 @@ impl Gateway {
             admitted.edit.as_ref(),
             admitted.document.as_ref(),
             admitted.governed.target(),
-        );
+        )
+        .with_schema(bundle.schema(&operation.name));
         match policy::decide(bundle.policies(), &facts, &self.keys) {
             Ok(permit) => {
                 draft.warnings.retain(|warning| warning.rule == "rolled-back");
