@@ -93,7 +93,7 @@ mod tests {
     }
 
     /// The fields the request does not name, with where they come from.
-    fn check(write: Write, before: Option<&str>, body: Value, expected: &[(&str, refusal::From, Value)]) {
+    fn check(write: Write, before: Option<&str>, body: &Value, expected: &[(&str, refusal::From, Value)]) {
         let proposed = proposed(write, before, body.clone());
         let state = proposed.state.unwrap();
         let found: Map<String, Value> = state
@@ -145,12 +145,12 @@ mod tests {
             let mut expected = kept();
             expected.push(("jwksCaCert", Default, json!("")));
             expected.push(("publicKeys", Default, json!([])));
-            check(Write::Overlay, Some(before), body, &expected);
+            check(Write::Overlay, Some(before), &body, &expected);
             let body = json!({"configurationType": "static", "publicKeys": ["k3"]});
             let mut expected = kept();
             expected.push(("jwksCaCert", Default, json!("")));
             expected.push(("jwksUrl", Default, json!("")));
-            check(Write::Overlay, Some(before), body, &expected);
+            check(Write::Overlay, Some(before), &body, &expected);
         }
     }
 
@@ -159,11 +159,11 @@ mod tests {
         let body = json!({"configurationType": "jwks", "jwksUrl": "https://a", "boundClaims": {}});
         let mut expected = defaults();
         expected.push(("publicKeys", Default, json!([])));
-        check(Write::Create, None, body, &expected);
+        check(Write::Create, None, &body, &expected);
         let body = json!({"configurationType": "static", "publicKeys": ["k"], "boundClaims": {}});
         let mut expected = defaults();
         expected.push(("jwksUrl", Default, json!("")));
-        check(Write::Create, None, body, &expected);
+        check(Write::Create, None, &body, &expected);
     }
 
     #[test]
