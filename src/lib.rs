@@ -67,6 +67,7 @@ pub mod metrics;
 pub mod log;
 // the world outside
 pub mod keys;
+pub mod store;
 pub mod upstream;
 // what is governed
 pub mod operation;
@@ -84,4 +85,6 @@ pub mod passthrough;
 pub mod server;
 // assembly
 pub mod config;
+pub mod app;
 pub mod standin;
+pub mod cli;
