@@ -14,7 +14,6 @@ pub struct Failure {
 }
 
 /// Runs until it is told to stop.
-#[expect(clippy::unused_async, clippy::needless_pass_by_value, reason = "a stub")]
 pub async fn serve(_: Config) -> Result<(), Failure> {
     Err(Failure { code: 3, message: "not built yet".to_owned() })
 }

@@ -19,13 +19,13 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 
 /// Writes one line for people. Control characters are shown, not sent to the terminal.
 pub(crate) fn complain(line: &str) {
-    let shown = line.chars().fold(String::new(), |mut text, c| {
+    let mut shown = String::with_capacity(line.len());
+    for c in line.chars() {
         if c.is_control() {
-            text.extend(c.escape_default())
+            shown.extend(c.escape_default());
         } else {
-            text.push(c)
+            shown.push(c);
         }
-        text
-    });
+    }
     let _ = writeln!(io::stderr().lock(), "{shown}");
 }
