@@ -30,17 +30,11 @@ pub struct Database {
     connection: SqliteConnection,
     path: PathBuf,
     files: Option<Files>,
-<<<<<<< HEAD
     /// Frames in the WAL: as the last checkpoint counted them, and an estimate of what came since.
     frames: u64,
 }
 
 /// Device and inode of the database and its WAL, as last seen.
-=======
-}
-
-/// Device, inode and size of the database and its WAL, as last seen.
->>>>>>> wt-f1
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Files {
     database: (u64, u64),
@@ -48,7 +42,6 @@ struct Files {
 }
 
 impl Database {
-<<<<<<< HEAD
     /// Opens the file and migrates it as needed; makes a new one only if `may_create`.
     pub async fn open(path: &Path, may_create: bool) -> Result<Self, Error> {
         let is_new = inspect(path).await?;
@@ -56,11 +49,6 @@ impl Database {
             let what = "the store this gateway was writing is gone or was emptied; put it back, or restart to see what is there";
             return Err(Error::Wait(format!("{}: {what}", path.display())));
         }
-=======
-    /// Opens the file, creating and migrating it as needed.
-    pub async fn open(path: &Path) -> Result<Self, Error> {
-        let is_new = inspect(path).await?;
->>>>>>> wt-f1
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -77,7 +65,6 @@ impl Database {
             create_private(path)?;
         }
         let mut connection = options.connect().await.map_err(|error| opening(path, &error))?;
-<<<<<<< HEAD
         sqlx::migrate!("migrations/sqlite").run_direct(None, &mut connection, false).await.map_err(
             |error| match error {
                 sqlx::migrate::MigrateError::Execute(error)
@@ -90,14 +77,6 @@ impl Database {
         let mut database = Self { connection, path: path.to_owned(), files: None, frames: 0 };
         database.files = database.identities().ok();
         Ok(database)
-=======
-        let migrated = sqlx::migrate!("migrations/sqlite").run(&mut connection).await;
-        migrated.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error) => opening(path, &error),
-            other => Error::Fatal(format!("{}: {other}; was it written by another version?", path.display())),
-        })?;
-        Ok(Self { connection, path: path.to_owned(), files: None })
->>>>>>> wt-f1
     }
 
     /// Starts a transaction.
@@ -123,7 +102,6 @@ impl Database {
 
     /// After a commit: the files under their names are still the ones written to, and did not shrink below use.
     fn look_at_files(&mut self) -> Result<(), Error> {
-<<<<<<< HEAD
         let gone = |error: std::io::Error| Error::InDoubt(format!("{}: {error}", self.path.display()));
         let now = self.identities().map_err(gone)?;
         let emptied = [self.path.clone(), wal_path(&self.path)]
@@ -144,38 +122,11 @@ impl Database {
     /// Bytes of the WAL in use.
     pub fn wal_bytes(&self) -> u64 {
         self.frames * FRAME
-=======
-        let now = self.stat().map_err(|error| Error::InDoubt(format!("{}: {error}", self.path.display())))?;
-        let before = self.files.replace(now);
-        if before.is_some_and(|before| before != now) {
-            self.files = None;
-            return Err(Error::InDoubt(format!("{} or its WAL was replaced", self.path.display())));
-        }
-        Ok(())
-    }
-
-    fn stat(&self) -> std::io::Result<Files> {
-        let id = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino(), file.len()));
-        let (database, wal) = (id(&self.path)?, id(&wal_path(&self.path))?);
-        if database.2 == 0 || wal.2 == 0 {
-            return Err(std::io::Error::other("the database or its WAL was cut to nothing"));
-        }
-        Ok(Files { database: (database.0, database.1), wal: (wal.0, wal.1) })
-    }
-
-    /// Bytes of the WAL file.
-    pub fn wal_bytes(&self) -> u64 {
-        fs::metadata(wal_path(&self.path)).map_or(0, |file| file.len())
->>>>>>> wt-f1
     }
 
     /// Whether the WAL holds 1 000 frames or more.
     pub fn wants_checkpoint(&self) -> bool {
-<<<<<<< HEAD
         self.frames >= 1000
-=======
-        self.wal_bytes() >= 1000 * FRAME
->>>>>>> wt-f1
     }
 
     /// Copies the WAL back: first by a connection of its own, then here, so that the next commit restarts it in place.
@@ -186,16 +137,11 @@ impl Database {
             let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut second).await;
             let _ = second.close().await;
         }
-<<<<<<< HEAD
         self.checkpoint_here("PRAGMA wal_checkpoint(PASSIVE)").await.map(drop)
-=======
-        self.run("PRAGMA wal_checkpoint(PASSIVE)").await
->>>>>>> wt-f1
     }
 
     /// Empties the WAL, at shutdown and when a commit is in doubt.
     pub async fn settle_wal(&mut self) -> Result<(), Error> {
-<<<<<<< HEAD
         if self.checkpoint_here("PRAGMA wal_checkpoint(TRUNCATE)").await? {
             Ok(())
         } else {
@@ -212,9 +158,6 @@ impl Database {
         // When all of it is copied, the next commit starts the WAL again at its beginning.
         self.frames = if frames == copied { 0 } else { unsigned(frames) };
         Ok(busy == 0)
-=======
-        self.run("PRAGMA wal_checkpoint(TRUNCATE)").await
->>>>>>> wt-f1
     }
 
     /// Closes the connection.
@@ -279,11 +222,8 @@ impl Database {
             .fetch_one(&mut self.connection)
             .await
             .map_err(|error| inside(&error))?;
-<<<<<<< HEAD
         let bytes: usize = entries.iter().map(|entry| entry.envelope.len() + entry.body.len()).sum();
         self.frames += (bytes / 4096 + 2 * entries.len() + 12) as u64;
-=======
->>>>>>> wt-f1
         let numbered: Vec<(i64, &EntryRow)> = (next..).zip(entries).collect();
         let mut rest = &numbered[..];
         while !rest.is_empty() {
@@ -381,7 +321,6 @@ impl Database {
         hold.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
-<<<<<<< HEAD
     /// Notes the newest revision known of a target, if its turn is still `turn` (or whatever it is).
     pub async fn note_revision(&mut self, key: &str, revision: &str, turn: Option<u64>) -> Result<(), Error> {
         let note = sqlx::query(
@@ -391,16 +330,6 @@ impl Database {
         .bind(key)
         .bind(revision)
         .bind(turn.map(signed));
-=======
-    /// Notes the newest revision known of a target.
-    pub async fn note_revision(&mut self, key: &str, revision: &str) -> Result<(), Error> {
-        let note = sqlx::query(
-            "INSERT INTO targets (key, seq, turn, revision) VALUES (?, 0, 0, ?) \
-             ON CONFLICT (key) DO UPDATE SET revision = excluded.revision",
-        )
-        .bind(key)
-        .bind(revision);
->>>>>>> wt-f1
         note.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
@@ -628,7 +557,6 @@ impl Reader {
         let mut text = QueryBuilder::new(COLUMNS);
         match (id, index) {
             (Some(id), _) => text.push("WHERE id = ").push_bind(id),
-<<<<<<< HEAD
             (None, Some(index)) => {
                 let row: Option<i64> = sqlx::query_scalar(
                     "SELECT row FROM entries WHERE origin = (SELECT origin FROM log_head LIMIT 1) AND idx = ?",
@@ -639,9 +567,6 @@ impl Reader {
                 .map_err(|error| inside(&error))?;
                 text.push("WHERE row = ").push_bind(row)
             }
-=======
-            (None, Some(index)) => text.push("WHERE idx = ").push_bind(signed(index)),
->>>>>>> wt-f1
             (None, None) => text.push("WHERE kind = 'attempt' ORDER BY at DESC, id DESC LIMIT 1"),
         };
         let row = text.build().fetch_optional(&self.0).await;
@@ -682,21 +607,11 @@ async fn inspect(path: &Path) -> Result<bool, Error> {
         .busy_timeout(BUSY)
         .disable_statement_logging();
     let mut connection = options.connect().await.map_err(|error| opening(path, &error))?;
-<<<<<<< HEAD
     let application = ask(&mut connection, path, "PRAGMA application_id").await?;
     let schema = ask(&mut connection, path, "PRAGMA user_version").await?;
     let tables =
         ask(&mut connection, path, "SELECT COUNT(*) FROM sqlite_master WHERE tbl_name <> '_sqlx_migrations'")
             .await?;
-=======
-    let mut ask = async |text: &'static str| {
-        let value: Result<i64, _> = sqlx::query_scalar(text).fetch_one(&mut connection).await;
-        value.map_err(|error| opening(path, &error))
-    };
-    let application = ask("PRAGMA application_id").await?;
-    let schema = ask("PRAGMA user_version").await?;
-    let tables = ask("SELECT COUNT(*) FROM sqlite_master").await?;
->>>>>>> wt-f1
     let _ = connection.close().await;
     if application == 0 && tables == 0 {
         return Ok(true);
@@ -718,13 +633,10 @@ async fn inspect(path: &Path) -> Result<bool, Error> {
     Ok(false)
 }
 
-<<<<<<< HEAD
 async fn ask(connection: &mut SqliteConnection, path: &Path, text: &'static str) -> Result<i64, Error> {
     sqlx::query_scalar(text).fetch_one(connection).await.map_err(|error| opening(path, &error))
 }
 
-=======
->>>>>>> wt-f1
 fn create_private(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let made = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);

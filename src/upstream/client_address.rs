@@ -272,12 +272,8 @@ mod tests {
     #[test]
     fn no_claim_crosses_and_exactly_one_of_each_is_stated() {
         let (addresses, certificates) = (ADDRESS, CERTIFICATE);
-<<<<<<< HEAD
         let mut lines: Vec<(&str, &str)> =
             addresses.iter().map(|name| (name.as_str(), "127.0.0.1")).collect();
-=======
-        let mut lines: Vec<(&str, &str)> = addresses.iter().map(|name| (name.as_str(), "127.0.0.1")).collect();
->>>>>>> wt-f1
         lines.extend(certificates.iter().map(|name| (name.as_str(), "-----BEGIN")));
         lines.extend([
             ("x-forwarded-for", "127.0.0.2"),
