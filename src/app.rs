@@ -1,8 +1,40 @@
-//! Stub: the gateway, assembled.
+//! The gateway, assembled: from a configuration to two open ports, and back down.
 //!
-//! Written elsewhere.
+//! [`start`] makes every part in the order of the house and opens the ports last, so that nothing is half started when a
+//! part cannot be made; what cannot is a [`Failure`] with its exit code. A log that cannot be written yet is no failure: the
+//! gateway starts degraded. [`Running::stop`] stops accepting, lets what is in flight end, and writes what waits.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::access::Access;
+use crate::api::{self, Phase, Readiness};
+use crate::audit::{self, Audit, Status};
+use crate::bundle::Bundle;
+use crate::clock::Clock;
 use crate::config::Config;
+use crate::keys::{self, Keys};
+use crate::log;
+use crate::metrics::Metrics;
+use crate::passthrough::{self, Passthrough};
+use crate::pipeline::{Gateway, Memory};
+use crate::policy::{self, Mode};
+use crate::server::{self, Door, Server, Socket};
+use crate::store;
+use crate::upstream::Upstream;
+use crate::upstream::client_address::TrustedProxies;
+
+const ADMIN_CONNECTIONS: usize = 256;
+const PROBE: Duration = Duration::from_secs(10);
+/// The mode is said at start and this often, while it is not the one that enforces.
+const MODE_REMINDER: Duration = Duration::from_secs(3600);
 
 /// Why a command could not end well.
 #[derive(Debug)]
@@ -13,7 +45,247 @@ pub struct Failure {
     pub message: String,
 }
 
-/// Runs until it is told to stop.
-pub async fn serve(_: Config) -> Result<(), Failure> {
-    Err(Failure { code: 3, message: "not built yet".to_owned() })
+impl Failure {
+    fn misconfigured(message: impl ToString) -> Self {
+        Self { code: 2, message: message.to_string() }
+    }
+
+    fn unable(message: impl ToString) -> Self {
+        Self { code: 3, message: message.to_string() }
+    }
+}
+
+/// A gateway that serves.
+pub struct Running {
+    /// Where clients connect.
+    pub gateway: SocketAddr,
+    /// Where operators do.
+    pub admin: SocketAddr,
+    audit: Audit,
+    readiness: Readiness,
+    /// Ends what serves clients, then what serves operators.
+    stop: CancellationToken,
+    stop_admin: CancellationToken,
+    servers: TaskTracker,
+    admin_servers: TaskTracker,
+    tasks: TaskTracker,
+    shutdown: Duration,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn serve(config: Config) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::unable)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::unable)?;
+    let running = start(config).await?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    running.stop().await;
+    log::stopped();
+    Ok(())
+}
+
+/// Makes every part and opens the ports.
+pub async fn start(config: Config) -> Result<Running, Failure> {
+    let bundle = load_bundle(&config)?;
+    let metrics = Arc::new(Metrics::new());
+    let upstream = Upstream::new(&config.upstream, config.limits.connect.0, metrics.clone());
+    let upstream = upstream.map_err(Failure::misconfigured)?;
+    let trusted = TrustedProxies::new(&config.client_address).map_err(Failure::misconfigured)?;
+    let tls = config.tls.acceptor("tls").map_err(Failure::misconfigured)?;
+    let admin_tls = config.admin.tls().acceptor("admin").map_err(Failure::misconfigured)?;
+    let keys = Arc::new(open_keys(&config)?);
+    let (gateway_port, gateway_address) = bind(config.listen, "listen").await?;
+    let (admin_port, admin_address) = bind(config.admin_listen, "admin_listen").await?;
+
+    let tasks = TaskTracker::new();
+    let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
+    let audit = Audit::start(audit::Parts {
+        store_url: config.store_url.clone(),
+        data: config.data.clone(),
+        settings: config.audit.clone(),
+        keys: keys.clone(),
+        clock: Clock::System,
+        metrics: metrics.clone(),
+        tasks: tasks.clone(),
+    });
+    let audit = audit.await.map_err(Failure::unable)?;
+    let access = Access::new(audit.clone(), config.admin.token_file.as_deref());
+    let access = access.map_err(|error| Failure::misconfigured(format!("admin.token_file: {error}")))?;
+    let readiness = Readiness::new();
+    let gateway = assemble(&config, bundle, upstream.clone(), &audit, keys, &metrics, trusted, &tasks, &stop);
+
+    let servers = TaskTracker::new();
+    let admin_servers = TaskTracker::new();
+    let limits = door_limits(&config, config.limits.connections);
+    let handler: server::Handler = Arc::new(move |request, peer| {
+        Box::pin(gateway.clone().handle(request, peer.address, peer.tls))
+    });
+    let service = server::gateway(handler, config.limits.requests, metrics.clone());
+    let server = Server::new(limits, Some(metrics.clone()));
+    let (door, until) = (Door::Tcp(gateway_port, tls), stop.clone());
+    servers.spawn(async move { server.serve(door, service, until).await });
+
+    let state = api::State::new(api::Parts {
+        audit: audit.clone(),
+        access,
+        metrics: metrics.clone(),
+        readiness: readiness.clone(),
+        clock: Clock::System,
+        open_metrics: config.admin.open_metrics,
+        hosts: config.admin.hosts.clone(),
+    });
+    let admin_limits = door_limits(&config, ADMIN_CONNECTIONS);
+    let server = Server::new(admin_limits, None);
+    let (door, router, until) = (Door::Tcp(admin_port, admin_tls), api::admin(state.clone()), stop_admin.clone());
+    admin_servers.spawn(async move { server.serve(door, router, until).await });
+    let socket = serve_socket(config.data.join("admin.sock"), state, admin_limits, audit.clone(), stop_admin.clone());
+    admin_servers.spawn(socket);
+    servers.spawn(look_around(upstream, config.mode, stop.clone()));
+
+    readiness.enter(Phase::Ready);
+    log::listening(gateway_address, admin_address);
+    Ok(Running {
+        gateway: gateway_address,
+        admin: admin_address,
+        audit,
+        readiness,
+        stop,
+        stop_admin,
+        servers,
+        admin_servers,
+        tasks,
+        shutdown: config.limits.shutdown.0,
+    })
+}
+
+impl Running {
+    /// Stops accepting, lets what is in flight end within `limits.shutdown`, and writes what waits.
+    pub async fn stop(self) {
+        self.readiness.enter(Phase::Stopping);
+        self.stop.cancel();
+        self.servers.close();
+        let patience = self.shutdown + Duration::from_secs(5);
+        let _ = tokio::time::timeout(patience, self.servers.wait()).await;
+        self.audit.stop().await;
+        self.stop_admin.cancel();
+        self.admin_servers.close();
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.admin_servers.wait()).await;
+        self.tasks.close();
+        let _ = tokio::time::timeout(patience, self.tasks.wait()).await;
+    }
+}
+
+fn load_bundle(config: &Config) -> Result<Bundle, Failure> {
+    let settings = policy::Settings { ip_allow_listing: config.upstream.ip_allow_listing, mode: config.mode };
+    Bundle::load(config.policies_dir.as_deref(), &config.rules, settings).map_err(|errors| {
+        let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        Failure { code: 1, message: lines.join("\n") }
+    })
+}
+
+/// Keys are made only where there is no log yet that other keys belong to.
+fn open_keys(config: &Config) -> Result<Keys, Failure> {
+    let path = store::path_of(&config.store_url).map_err(Failure::misconfigured)?;
+    let exists = std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
+    let keys = Keys::open(&config.data, exists).map_err(Failure::unable)?;
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        keys::make_folder(folder).map_err(|error| Failure::unable(format!("store.url (--store): {error}")))?;
+    }
+    Ok(keys)
+}
+
+async fn bind(address: SocketAddr, key: &str) -> Result<(TcpListener, SocketAddr), Failure> {
+    let bound = async {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok::<_, std::io::Error>((listener, address))
+    };
+    let flag = key.replace('_', "-");
+    bound.await.map_err(|error| Failure::unable(format!("{key} (--{flag}): {address}: {error}; name another address or port 0")))
+}
+
+#[expect(clippy::too_many_arguments, reason = "each part once, at the one place that knows all of them")]
+fn assemble(
+    config: &Config,
+    bundle: Bundle,
+    upstream: Upstream,
+    audit: &Audit,
+    keys: Arc<Keys>,
+    metrics: &Arc<Metrics>,
+    trusted: TrustedProxies,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Arc<Gateway> {
+    let limits = passthrough::Limits { head: config.limits.passthrough_head, tunnels: config.limits.tunnels };
+    let passthrough = Passthrough::new(upstream.clone(), limits, tasks.clone(), stop.clone(), metrics.clone());
+    Arc::new(Gateway {
+        upstream,
+        audit: audit.clone(),
+        bundle: RwLock::new(Arc::new(bundle)),
+        keys,
+        clock: Clock::System,
+        metrics: metrics.clone(),
+        limits: config.limits.clone(),
+        trusted,
+        passthrough,
+        ungoverned: config.ungoverned_writes,
+        unknown_members: config.unknown_members,
+        late_write_limit: config.upstream.late_write_limit.0,
+        mode: mode_name(config.mode),
+        tasks: tasks.clone(),
+        memory: Memory::new(&config.limits, metrics),
+    })
+}
+
+fn door_limits(config: &Config, connections: usize) -> server::Limits {
+    let limits = &config.limits;
+    server::Limits {
+        connections,
+        handshake: limits.handshake,
+        header_read: limits.header_read,
+        idle: limits.idle,
+        shutdown: limits.shutdown,
+    }
+}
+
+const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Observe => "observe",
+    }
+}
+
+/// The Unix socket opens once this process holds the data folder's lock: before that it may be another one's.
+async fn serve_socket(path: PathBuf, state: api::State, limits: server::Limits, audit: Audit, stop: CancellationToken) {
+    let mut status = audit.watch();
+    let up = stop.run_until_cancelled(status.wait_for(|status| *status == Status::Up)).await;
+    if !matches!(up, Some(Ok(_))) {
+        return;
+    }
+    match Socket::bind(&path) {
+        Ok(socket) => Server::new(limits, None).serve(Door::Unix(socket), api::socket(state), stop).await,
+        Err(error) => {
+            tracing::error!(event = "socket_failed", error = %error, "{} cannot be opened", path.display());
+        }
+    }
+}
+
+/// Says at start what an operator should know and need not stop the gateway: an upstream that is not there, a mode that
+/// does not enforce.
+async fn look_around(upstream: Upstream, mode: Mode, stop: CancellationToken) {
+    let look = async {
+        if let Err(problem) = upstream.status_probe(PROBE).await {
+            tracing::error!(event = "upstream_problem", "{problem}");
+        }
+        let mut hour = tokio::time::interval(MODE_REMINDER);
+        loop {
+            hour.tick().await;
+            if mode == Mode::Observe {
+                tracing::warn!(event = "mode", mode = "observe", "denials are recorded and forwarded");
+            }
+        }
+    };
+    let _: Option<()> = stop.run_until_cancelled(look).await;
 }

@@ -27,19 +27,10 @@ use crate::policy::Mode;
 use crate::schema::UnknownMembers;
 use crate::server::TlsSettings;
 use crate::upstream::client_address::{self, TrustedProxies};
+use crate::pipeline::UngovernedWrites;
 use crate::upstream::{self, Upstream};
 use crate::{audit, log};
 use layers::Layers;
-
-/// What watched writes meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UngovernedWrites {
-    /// They are forwarded and recorded.
-    Forward,
-    /// They are refused and recorded.
-    Refuse,
-}
 
 /// The keys that stand in no section.
 #[derive(Clone, Debug, Deserialize)]

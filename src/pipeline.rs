@@ -56,7 +56,8 @@ const STALE_PAUSE: Duration = Duration::from_millis(200);
 const PROOF_READ: Duration = Duration::from_secs(2);
 
 /// What a watched write meets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum UngovernedWrites {
     /// It is forwarded and recorded.
     Forward,
