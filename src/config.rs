@@ -178,13 +178,18 @@ pub struct Provenance {
 
 /// All that is wrong with flags, variables and file.
 #[derive(Debug)]
-pub struct Errors(pub Vec<Problem>);
+pub struct Errors {
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+    /// What is odd: perhaps why.
+    pub warnings: Vec<String>,
+}
 
 impl std::error::Error for Errors {}
 
 impl fmt::Display for Errors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        let lines: Vec<String> = self.problems.iter().map(ToString::to_string).collect();
         f.write_str(&lines.join("\n"))
     }
 }
@@ -203,7 +208,7 @@ impl Config {
         let policies: Policies = section(&mut layers, "policies");
         let log: Log = section(&mut layers, "log");
         let data = top.data.join("patchwarden.db");
-        let config = Self {
+        let mut config = Self {
             listen: top.listen,
             admin_listen: top.admin_listen,
             data: top.data,
@@ -224,17 +229,28 @@ impl Config {
             file: layers.file.clone(),
             provenance,
         };
+        config.fill_in("store.url", format!("\"{}\"", config.store_url));
+        config.fill_in("log.format", format!("\"{}\"", config.log_format));
         config.check(&mut layers);
         // What follows from a value that could not be read would only confuse.
         if serves && layers.problems.is_empty() {
             config.check_serving(&mut layers);
         }
-        if layers.problems.is_empty() { Ok((config, layers.warnings)) } else { Err(Errors(layers.problems)) }
+        let Layers { problems, warnings, .. } = layers;
+        if problems.is_empty() { Ok((config, warnings)) } else { Err(Errors { problems, warnings }) }
     }
 
     /// What every setting is, and where it came from, in the order of the printed defaults.
     pub fn provenance(&self) -> &[Provenance] {
         &self.provenance
+    }
+
+    /// The value of a setting whose default depends on others.
+    fn fill_in(&mut self, key: &str, value: String) {
+        let unset = self.provenance.iter_mut().find(|line| line.key == key && line.value.is_none());
+        if let Some(line) = unset {
+            line.value = Some(value);
+        }
     }
 
     fn check(&self, layers: &mut Layers) {
