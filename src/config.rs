@@ -8,11 +8,12 @@
 
 mod defaults;
 mod layers;
+mod provenance;
 
 use std::fmt;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +21,7 @@ use toml::{Table, Value};
 
 pub use defaults::default_text;
 pub use layers::{Flags, Origin, Problem};
+pub use provenance::Provenance;
 
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -165,17 +167,6 @@ pub struct Config {
     provenance: Vec<Provenance>,
 }
 
-/// One value in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Provenance {
-    /// `upstream.url`
-    pub key: String,
-    /// As TOML; nothing when it is not set. A password in a URL is left out.
-    pub value: Option<String>,
-    /// Where it came from.
-    pub origin: Origin,
-}
-
 /// All that is wrong with flags, variables and file.
 #[derive(Debug)]
 pub struct Errors {
@@ -202,7 +193,7 @@ impl Config {
     }
 
     fn lay(mut layers: Layers, serves: bool) -> Result<(Self, Vec<String>), Errors> {
-        let provenance = provenance(&layers);
+        let provenance = provenance::of(&layers);
         let top: Top = section(&mut layers, "");
         let store: Store = section(&mut layers, "store");
         let policies: Policies = section(&mut layers, "policies");
@@ -367,41 +358,6 @@ fn section<T: DeserializeOwned + Default>(layers: &mut Layers, name: &str) -> T 
         }
     }
     good.try_into().unwrap_or_default()
-}
-
-fn provenance(layers: &Layers) -> Vec<Provenance> {
-    let given = |key: &str| match key.split_once('.') {
-        None => layers.table.get(key),
-        Some((section, name)) => layers.table.get(section).and_then(|table| table.get(name)),
-    };
-    let mut list: Vec<Provenance> = defaults::settings()
-        .into_iter()
-        .map(|setting| {
-            let origin = layers.origins.get(&setting.key).cloned().unwrap_or(Origin::Default);
-            let value = given(&setting.key)
-                .map(|value| without_password(&value.to_string()))
-                .or_else(|| setting.has_default.then(|| setting.shown.clone()));
-            Provenance { key: setting.key, value, origin }
-        })
-        .collect();
-    let file = layers.file.as_deref().unwrap_or(Path::new(""));
-    list.extend(layers.rules.iter().map(|(rule, value)| Provenance {
-        key: format!("rules.{rule}"),
-        value: Some(value.to_string()),
-        origin: Origin::File(file.to_owned()),
-    }));
-    list
-}
-
-/// `scheme://user:password@host` without what stands before the `@`.
-fn without_password(text: &str) -> String {
-    match text.split_once("://") {
-        Some((scheme, rest)) if rest.contains('@') => {
-            let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-            format!("{scheme}://…@{host}")
-        }
-        _ => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

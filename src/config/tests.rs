@@ -1,5 +1,6 @@
 use std::ffi::OsString;
 use std::fs;
+use std::path::Path;
 
 use tempfile::TempDir;
 
