@@ -162,15 +162,21 @@ impl Settings {
     /// The configuration for a command that serves nothing; warnings go to standard error.
     fn load(&self, needs_upstream: bool) -> Result<Config, Failure> {
         let (config, warnings) = self.read(needs_upstream)?;
-        for warning in warnings {
-            out::complain(&format!("warning: {warning}"));
-        }
+        warn(&warnings);
         Ok(config)
     }
 
     fn read(&self, needs_upstream: bool) -> Result<(Config, Vec<String>), Failure> {
-        Config::load(&self.flags(), needs_upstream)
-            .map_err(|errors| Failure { code: MISCONFIGURED, message: errors.to_string() })
+        Config::load(&self.flags(), needs_upstream).map_err(|errors| {
+            warn(&errors.warnings);
+            Failure { code: MISCONFIGURED, message: errors.to_string() }
+        })
+    }
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        out::complain(&format!("warning: {warning}"));
     }
 }
 

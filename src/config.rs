@@ -8,11 +8,12 @@
 
 mod defaults;
 mod layers;
+mod provenance;
 
 use std::fmt;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +21,7 @@ use toml::{Table, Value};
 
 pub use defaults::default_text;
 pub use layers::{Flags, Origin, Problem};
+pub use provenance::Provenance;
 
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -156,26 +158,20 @@ pub struct Config {
     provenance: Vec<Provenance>,
 }
 
-/// One value in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Provenance {
-    /// `upstream.url`
-    pub key: String,
-    /// As TOML; nothing when it is not set. A password in a URL is left out.
-    pub value: Option<String>,
-    /// Where it came from.
-    pub origin: Origin,
-}
-
 /// All that is wrong with flags, variables and file.
 #[derive(Debug)]
-pub struct Errors(pub Vec<Problem>);
+pub struct Errors {
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+    /// What is odd: perhaps why.
+    pub warnings: Vec<String>,
+}
 
 impl std::error::Error for Errors {}
 
 impl fmt::Display for Errors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        let lines: Vec<String> = self.problems.iter().map(ToString::to_string).collect();
         f.write_str(&lines.join("\n"))
     }
 }
@@ -188,13 +184,13 @@ impl Config {
     }
 
     fn lay(mut layers: Layers, serves: bool) -> Result<(Self, Vec<String>), Errors> {
-        let provenance = provenance(&layers);
+        let provenance = provenance::of(&layers);
         let top: Top = section(&mut layers, "");
         let store: Store = section(&mut layers, "store");
         let policies: Policies = section(&mut layers, "policies");
         let log: Log = section(&mut layers, "log");
         let data = top.data.join("patchwarden.db");
-        let config = Self {
+        let mut config = Self {
             listen: top.listen,
             admin_listen: top.admin_listen,
             data: top.data,
@@ -215,17 +211,28 @@ impl Config {
             file: layers.file.clone(),
             provenance,
         };
+        config.fill_in("store.url", format!("\"{}\"", config.store_url));
+        config.fill_in("log.format", format!("\"{}\"", config.log_format));
         config.check(&mut layers);
         // What follows from a value that could not be read would only confuse.
         if serves && layers.problems.is_empty() {
             config.check_serving(&mut layers);
         }
-        if layers.problems.is_empty() { Ok((config, layers.warnings)) } else { Err(Errors(layers.problems)) }
+        let Layers { problems, warnings, .. } = layers;
+        if problems.is_empty() { Ok((config, warnings)) } else { Err(Errors { problems, warnings }) }
     }
 
     /// What every setting is, and where it came from, in the order of the printed defaults.
     pub fn provenance(&self) -> &[Provenance] {
         &self.provenance
+    }
+
+    /// The value of a setting whose default depends on others.
+    fn fill_in(&mut self, key: &str, value: String) {
+        let unset = self.provenance.iter_mut().find(|line| line.key == key && line.value.is_none());
+        if let Some(line) = unset {
+            line.value = Some(value);
+        }
     }
 
     fn check(&self, layers: &mut Layers) {
@@ -342,41 +349,6 @@ fn section<T: DeserializeOwned + Default>(layers: &mut Layers, name: &str) -> T 
         }
     }
     good.try_into().unwrap_or_default()
-}
-
-fn provenance(layers: &Layers) -> Vec<Provenance> {
-    let given = |key: &str| match key.split_once('.') {
-        None => layers.table.get(key),
-        Some((section, name)) => layers.table.get(section).and_then(|table| table.get(name)),
-    };
-    let mut list: Vec<Provenance> = defaults::settings()
-        .into_iter()
-        .map(|setting| {
-            let origin = layers.origins.get(&setting.key).cloned().unwrap_or(Origin::Default);
-            let value = given(&setting.key)
-                .map(|value| without_password(&value.to_string()))
-                .or_else(|| setting.has_default.then(|| setting.shown.clone()));
-            Provenance { key: setting.key, value, origin }
-        })
-        .collect();
-    let file = layers.file.as_deref().unwrap_or(Path::new(""));
-    list.extend(layers.rules.iter().map(|(rule, value)| Provenance {
-        key: format!("rules.{rule}"),
-        value: Some(value.to_string()),
-        origin: Origin::File(file.to_owned()),
-    }));
-    list
-}
-
-/// `scheme://user:password@host` without what stands before the `@`.
-fn without_password(text: &str) -> String {
-    match text.split_once("://") {
-        Some((scheme, rest)) if rest.contains('@') => {
-            let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-            format!("{scheme}://…@{host}")
-        }
-        _ => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

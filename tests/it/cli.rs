@@ -1,8 +1,11 @@
 //! The command line, run as people run it: exit codes, and every error at once with its place.
 
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
+use patchwarden::server::TlsSettings;
 use tempfile::TempDir;
 
 use crate::support::gateway::program;
@@ -68,7 +71,10 @@ fn every_unknown_key_is_listed_at_once_with_file_and_the_nearest() {
 #[test]
 fn an_upstream_that_is_more_than_an_origin_is_refused_with_what_would_pass() {
     for command in ["serve", "check"] {
-        check(&run("", &[command], &[]), 2, &["upstream.url: is not set", "http://infisical:8080"]);
+        let said = run("", &[command], &[("PATCHWARDEN_UPSTREM", "http://a")]);
+        let parts =
+            ["upstream.url: is not set", "http://infisical:8080", "the nearest is PATCHWARDEN_UPSTREAM\n"];
+        check(&said, 2, &parts);
         let said = run("", &[command, "--upstream", "https://a.example/api"], &[]);
         check(&said, 2, &["--upstream: upstream.url: has a path; `https://a.example` would pass"]);
         let said = run("", &[command], &[("PATCHWARDEN_UPSTREAM", "a.example:8080")]);
@@ -114,6 +120,75 @@ fn check_online_says_who_does_not_answer() {
 fn health_of_a_gateway_that_is_not_there_is_3() {
     check(&run("admin_listen = \"127.0.0.1:1\"", &["health"], &[]), 3, &["127.0.0.1:1"]);
     check(&run("admin_listen = \"127.0.0.1:0\"", &["health"], &[]), 3, &["admin_listen"]);
+}
+
+/// A listener that answers every request with this status line and body.
+fn answering(status: &str, body: &str, tls: Option<TlsSettings>) -> SocketAddr {
+    let answer =
+        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = tls.map(|settings| settings.acceptor("tls").unwrap().unwrap());
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut head = [0; 4096];
+            if let Some(acceptor) = &acceptor {
+                let mut session = rustls::ServerConnection::new(acceptor.config().clone()).unwrap();
+                let mut client = rustls::Stream::new(&mut session, &mut client);
+                // A client that does not like the certificate hangs up here.
+                let _ = client.read(&mut head).and_then(|_| client.write_all(answer.as_bytes()));
+                client.conn.send_close_notify();
+                let _ = client.flush();
+            } else {
+                let _ = client.read(&mut head).and_then(|_| client.write_all(answer.as_bytes()));
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn health_tells_passing_from_degraded_from_stopping() {
+    for (status, body, code, said) in [
+        ("200 OK", r#"{"status":"ready"}"#, 0, "ready"),
+        ("200 OK", r#"{"status":"degraded"}"#, 0, "degraded"),
+        ("503 Service Unavailable", r#"{"status":"degraded"}"#, 1, "degraded"),
+        ("503 Service Unavailable", r#"{"status":"stopping"}"#, 3, "stopping"),
+        ("404 Not Found", "", 3, "404"),
+    ] {
+        let port = answering(status, body, None).port();
+        // Where it listens everywhere, it is asked on the loopback.
+        let config = format!("admin_listen = \"0.0.0.0:{port}\"\nadmin.plaintext = true");
+        let answer = run(&config, &["health", "--require", "audit"], &[]);
+        assert_eq!(answer.code, Some(code), "{status} {body}: {}", answer.err);
+        assert!(answer.out.starts_with(said), "{}", answer.out);
+    }
+}
+
+#[test]
+fn health_accepts_exactly_the_configured_certificate_behind_tls() {
+    let folder = TempDir::new().unwrap();
+    let own = certificate(folder.path(), "own");
+    let other = certificate(folder.path(), "other");
+    for (shown, code) in [(&own, 0), (&other, 3)] {
+        let address = answering("200 OK", r#"{"status":"ready"}"#, Some(shown.clone()));
+        let config = format!(
+            "admin_listen = \"{address}\"\n[admin]\ncert_file = \"{}\"\nkey_file = \"{}\"",
+            own.cert_file.as_ref().unwrap().display(),
+            own.key_file.as_ref().unwrap().display()
+        );
+        let said = run(&config, &["health"], &[]);
+        assert_eq!(said.code, Some(code), "{}", said.err);
+    }
+}
+
+fn certificate(folder: &Path, name: &str) -> TlsSettings {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed([format!("{name}.example")]).unwrap();
+    let (certificate, key) = (folder.join(format!("{name}.crt")), folder.join(format!("{name}.key")));
+    std::fs::write(&certificate, cert.pem()).unwrap();
+    std::fs::write(&key, signing_key.serialize_pem()).unwrap();
+    TlsSettings { cert_file: Some(certificate), key_file: Some(key), client_ca_file: None }
 }
 
 #[test]
