@@ -75,6 +75,10 @@ pub mod body;
 pub mod before;
 pub mod respond;
 pub mod passthrough;
+// reading and administration
+pub mod view;
+pub mod access;
+pub mod api;
 // doors
 pub mod server;
 // assembly
