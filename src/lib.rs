@@ -66,13 +66,17 @@ pub mod network;
 pub mod metrics;
 // the world outside
 pub mod keys;
+pub mod store;
 pub mod upstream;
 // what is governed
 pub mod operation;
 // steps, in order
+pub mod route;
 pub mod caller;
 pub mod body;
+pub mod schema;
 pub mod before;
+pub mod effect;
 pub mod respond;
 pub mod passthrough;
 // reading and administration

@@ -65,6 +65,8 @@ limits! {
     handshake: Span = Span::secs(5),
     /// time for a request's head to arrive, and of an idle connection
     header_read: Span = Span::secs(30),
+    /// silence between requests of an HTTP/2 connection
+    idle: Span = Span::secs(60),
     /// time to connect to the upstream
     connect: Span = Span::secs(3),
     /// time for what is in flight when the gateway stops

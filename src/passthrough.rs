@@ -6,7 +6,6 @@
 //! between the two. A websocket is opened only for a well-formed offer and a 101 that proves itself; any other offer
 //! is removed. `CONNECT` and a `*` that is not `OPTIONS` get a bare 400.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,13 +17,14 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::id::ChangeId;
 use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
-use crate::respond::{self, Response};
+use crate::respond::{self, AnsweredBy, Response};
 use crate::units::Span;
 use crate::upstream::client_address::Client;
 use crate::upstream::{Body, Failure, Upstream, hop};
@@ -45,7 +45,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { head: Span::secs(120), tunnels: 256 }
+        Self { head: Span::secs(120), tunnels: 512 }
     }
 }
 
@@ -94,23 +94,59 @@ impl Passthrough {
         let origin = request.headers().get(header::ORIGIN).cloned();
         let outgoing = match self.prepare(request, client) {
             Ok(outgoing) => outgoing,
-            Err(response) => return response,
+            Err(response) => return *response,
         };
         match self.send("passthrough", outgoing).await {
             Ok(response) => response,
-            Err(failure) => self.refuse(&self.refusal(&failure), origin.as_ref()),
+            Err(failure) => self.refuse(&self.refusal(&failure), None, origin.as_ref()),
+        }
+    }
+
+    /// Passes a watched write through, between its two records. The answer is stamped with the change; beside it
+    /// stands what is known of the write: the upstream's status, or why there is none.
+    pub async fn carry(
+        &self,
+        request: Request<Incoming>,
+        client: &Client,
+        change: &ChangeId,
+    ) -> (Response, Result<StatusCode, Failure>) {
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let outgoing = match self.prepare(request, client) {
+            Ok(outgoing) => outgoing,
+            Err(mut response) => {
+                respond::stamp(response.headers_mut(), change, AnsweredBy::Gateway);
+                return (*response, Err(Failure::NotSent("it cannot be passed on".to_owned())));
+            }
+        };
+        match self.send("watched", outgoing).await {
+            Ok(mut response) => {
+                respond::stamp(response.headers_mut(), change, AnsweredBy::Upstream);
+                let status = response.status();
+                (response, Ok(status))
+            }
+            Err(failure) => {
+                let refusal = self.refusal(&failure);
+                (self.refuse(&refusal, Some(change), origin.as_ref()), Err(failure))
+            }
         }
     }
 
     /// The request to the upstream, or the answer to one that cannot go there.
-    pub fn prepare(&self, mut request: Request<Incoming>, client: &Client) -> Result<Outgoing, Response> {
+    pub fn prepare(
+        &self,
+        mut request: Request<Incoming>,
+        client: &Client,
+    ) -> Result<Outgoing, Box<Response>> {
         let star = request.uri().path() == "*";
         if request.method() == Method::CONNECT || (star && request.method() != Method::OPTIONS) {
-            return Err(respond::bare(StatusCode::BAD_REQUEST));
+            return Err(Box::new(respond::bare(StatusCode::BAD_REQUEST)));
         }
         let offer = match self.offer(&mut request) {
             Ok(offer) => offer,
-            Err(refusal) => return Err(self.refuse(&refusal, request.headers().get(header::ORIGIN))),
+            Err(_none_left) => {
+                let refusal = Refusal::overloaded("limits.tunnels");
+                return Err(Box::new(self.refuse(&refusal, None, request.headers().get(header::ORIGIN))));
+            }
         };
         let (parts, body) = request.into_parts();
         let mut headers = parts.headers;
@@ -181,12 +217,12 @@ impl Passthrough {
         refusal.because(failure)
     }
 
-    fn refuse(&self, refusal: &Refusal, origin: Option<&HeaderValue>) -> Response {
+    fn refuse(&self, refusal: &Refusal, change: Option<&ChangeId>, origin: Option<&HeaderValue>) -> Response {
         self.metrics.refused(refusal.code);
         if let Some(cause) = &refusal.cause {
             tracing::warn!(event = "passthrough_failed", code = refusal.code.as_str(), cause = %cause, "a request could not be passed through");
         }
-        respond::refusal(refusal, None, origin)
+        respond::refusal(refusal, change, origin)
     }
 
     fn answer(&self, answer: http::Response<Body>) -> Response {
@@ -198,12 +234,11 @@ impl Passthrough {
     }
 
     /// Takes a slot for a well-formed websocket offer; everything else is no offer.
-    fn offer(&self, request: &mut Request<Incoming>) -> Result<Option<Offer>, Refusal> {
+    fn offer(&self, request: &mut Request<Incoming>) -> Result<Option<Offer>, TryAcquireError> {
         let Some(accept) = accept_of(request.method(), request.version(), request.headers()) else {
             return Ok(None);
         };
-        let slot =
-            Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Refusal::overloaded("limits.tunnels"))?;
+        let slot = Arc::clone(&self.slots).try_acquire_owned()?;
         Ok(Some(Offer { accept, client: hyper::upgrade::on(request), slot }))
     }
 
@@ -229,14 +264,12 @@ impl Passthrough {
 }
 
 /// Ends `limit` after the body was sent; while it is being sent, nobody is late.
-fn late(limit: Duration, sent: Option<oneshot::Receiver<()>>) -> impl Future<Output = ()> {
-    async move {
-        if let Some(sent) = sent {
-            // Nothing is ever sent: the other end is dropped.
-            let _ = sent.await;
-        }
-        tokio::time::sleep(limit).await;
+async fn late(limit: Duration, sent: Option<oneshot::Receiver<()>>) {
+    if let Some(sent) = sent {
+        // Nothing is ever sent: the other end is dropped.
+        let _ = sent.await;
     }
+    tokio::time::sleep(limit).await;
 }
 
 /// HTTP/2 may spread one `Cookie` over several lines; HTTP/1.1 may not (RFC 9113 section 8.2.3).

@@ -53,7 +53,7 @@ pub use tls::TlsSettings;
 
 /// Header lines of a request; more get 431.
 const MAX_HEADERS: usize = 128;
-/// The largest head of an HTTP/1.1 request; more gets 431.
+/// About the largest head of an HTTP/1.1 request (checked between reads); more gets 431.
 const MAX_HEAD: usize = 64 * 1024;
 /// The largest head of an HTTP/2 request.
 const MAX_HEADER_LIST: u32 = 32 * 1024;
@@ -76,22 +76,22 @@ pub struct Limits {
     pub connections: usize,
     /// `limits.handshake`: the TLS handshake, or the first byte without TLS.
     pub handshake: Span,
-    /// `limits.header`: a request's head; also the silence between requests of HTTP/1.1.
-    pub header: Span,
+    /// `limits.header_read`: a request's head; also the silence between requests of HTTP/1.1.
+    pub header_read: Span,
     /// `limits.idle`: the silence between requests of HTTP/2.
     pub idle: Span,
-    /// `limits.drain`: what requests in flight get to finish when the gateway stops.
-    pub drain: Span,
+    /// `limits.shutdown`: what requests in flight get to finish when the gateway stops.
+    pub shutdown: Span,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 4096,
+            connections: 10_000,
             handshake: Span::secs(5),
-            header: Span::secs(10),
+            header_read: Span::secs(30),
             idle: Span::secs(60),
-            drain: Span::secs(30),
+            shutdown: Span::secs(30),
         }
     }
 }
@@ -121,8 +121,8 @@ pub type Gateway =
     BoxCloneSyncService<Request<Incoming>, http::Response<UnsyncBoxBody<Bytes, BoxError>>, Infallible>;
 
 /// Puts the layers around a handler: credentials are kept out of debug output, a panic becomes a 500, and of all
-/// requests of all connections at most `in_flight` are handled at once; the rest get `gateway.overloaded`.
-pub fn gateway(handler: Handler, in_flight: usize, metrics: Arc<Metrics>) -> Gateway {
+/// requests of all connections at most `requests` are handled at once; the rest get `gateway.overloaded`.
+pub fn gateway(handler: Handler, requests: usize, metrics: Arc<Metrics>) -> Gateway {
     let secrets = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, HeaderName::from_static("x-api-key")];
     let handle = tower::service_fn(move |request: Request<Incoming>| {
         let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::LOCAL);
@@ -132,7 +132,7 @@ pub fn gateway(handler: Handler, in_flight: usize, metrics: Arc<Metrics>) -> Gat
     // Built once: the clones of all connections share one semaphore.
     let limited = ServiceBuilder::new()
         .load_shed()
-        .concurrency_limit(in_flight)
+        .concurrency_limit(requests)
         .layer(CatchPanicLayer::custom(panicked))
         .service(handle);
     let answer = tower::service_fn(move |request: Request<Incoming>| {
@@ -145,7 +145,7 @@ pub fn gateway(handler: Handler, in_flight: usize, metrics: Arc<Metrics>) -> Gat
             }
             let origin = request.headers().get(ORIGIN).cloned();
             Ok::<_, Infallible>(limited.oneshot(request).await.unwrap_or_else(|_shed| {
-                let refusal = Refusal::overloaded("limits.in_flight");
+                let refusal = Refusal::overloaded("limits.requests");
                 metrics.refused(refusal.code);
                 respond::refusal(&refusal, None, origin.as_ref()).map(boxed)
             }))
@@ -157,7 +157,6 @@ pub fn gateway(handler: Handler, in_flight: usize, metrics: Arc<Metrics>) -> Gat
 }
 
 /// The panic itself is reported by the process's panic hook.
-#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(_panic: Box<dyn Any + Send>) -> Response {
     respond::failed(None)
 }
@@ -287,7 +286,7 @@ impl Server {
         drop(door);
         tasks.close();
         // Each connection keeps to the same limit; this one is for tasks that do not end with their connection.
-        let _ = timeout(self.limits.drain.0 + Duration::from_secs(1), tasks.wait()).await;
+        let _ = timeout(self.limits.shutdown.0 + Duration::from_secs(1), tasks.wait()).await;
     }
 }
 
@@ -327,7 +326,7 @@ impl Connection {
         B: http_body::Body<Data: Send> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let open = self.metrics.as_ref().map(|metrics| Open::count(metrics));
+        let open = self.metrics.as_ref().map(Open::count);
         let ended = match accepted {
             Accepted::Tcp(stream, address) => self.tcp(stream, address, tls, service).await,
             Accepted::Unix(stream) => self.http(stream, Http::One, Peer::LOCAL, service).await,
@@ -402,7 +401,7 @@ impl Connection {
             }
         });
         let io = TokioIo::new(Lingering::new(io, Arc::clone(&requests)));
-        let header = self.limits.header.0;
+        let header = self.limits.header_read.0;
         match version {
             Http::One => {
                 let mut builder = http1::Builder::new();
@@ -463,7 +462,7 @@ impl Connection {
             }
         }
         finish(connection.as_mut());
-        match timeout(self.limits.drain.0, connection).await {
+        match timeout(self.limits.shutdown.0, connection).await {
             Ok(ended) => readable(ended, requests),
             Err(_late) => Ok(()),
         }

@@ -182,26 +182,25 @@ fn recorded(spec: &FieldSpec, field: &Field, keys: &Keys) -> Value {
     field.recorded(&spec.kind, spec.secrecy == Secrecy::Secret, keys)
 }
 
-/// One `{"op", "path", "value", "old"}` a field that differs, sorted by name. An absent state has no fields.
+/// What differs between two states, as it may be written down.
 pub fn diff(before: Option<&State>, after: Option<&State>, keys: &Keys) -> Vec<Value> {
+    let side = |state: Option<&State>| state.map_or(Value::Null, |state| state.recorded(keys));
+    diff_recorded(&side(before), &side(after))
+}
+
+/// One `{"op", "path", "value", "old"}` a field that differs, sorted by name. An absent state (`null`) has no fields.
+pub fn diff_recorded(before: &Value, after: &Value) -> Vec<Value> {
     let names: std::collections::BTreeSet<_> =
-        [before, after].into_iter().flatten().flat_map(|s| s.fields.keys()).collect();
+        [before, after].into_iter().filter_map(Value::as_object).flat_map(Map::keys).collect();
     names
         .into_iter()
         .filter_map(|name| {
-            let side = |state: Option<&State>| {
-                let state = state?;
-                let (spec, field) = (state.object.fields.get(name)?, state.fields.get(name)?);
-                Some((field.clone(), recorded(spec, field, keys)))
-            };
             let path = json::pointer(&[name]);
-            match (side(before), side(after)) {
-                (Some((old, _)), Some((new, _))) if old == new => None,
-                (Some((_, old)), Some((_, new))) => {
-                    Some(json!({"op": "replace", "path": path, "value": new, "old": old}))
-                }
-                (None, Some((_, new))) => Some(json!({"op": "add", "path": path, "value": new})),
-                (Some((_, old)), None) => Some(json!({"op": "remove", "path": path, "old": old})),
+            match (before.get(name), after.get(name)) {
+                (Some(old), Some(new)) if old == new => None,
+                (Some(old), Some(new)) => Some(json!({"op": "replace", "path": path, "value": new, "old": old})),
+                (None, Some(new)) => Some(json!({"op": "add", "path": path, "value": new})),
+                (Some(old), None) => Some(json!({"op": "remove", "path": path, "old": old})),
                 (None, None) => None,
             }
         })

@@ -271,8 +271,10 @@ mod tests {
 
     #[test]
     fn no_claim_crosses_and_exactly_one_of_each_is_stated() {
-        let mut lines: Vec<(&str, &str)> = ADDRESS.iter().map(|name| (name.as_str(), "127.0.0.1")).collect();
-        lines.extend(CERTIFICATE.iter().map(|name| (name.as_str(), "-----BEGIN")));
+        let (addresses, certificates) = (ADDRESS, CERTIFICATE);
+        let mut lines: Vec<(&str, &str)> =
+            addresses.iter().map(|name| (name.as_str(), "127.0.0.1")).collect();
+        lines.extend(certificates.iter().map(|name| (name.as_str(), "-----BEGIN")));
         lines.extend([
             ("x-forwarded-for", "127.0.0.2"),
             ("x-forwarded-proto", "https"),

@@ -31,7 +31,10 @@ async fn an_allowed_change_is_recorded_with_before_proposed_after_and_diff() {
     assert_eq!(change["before"]["accessTokenTTL"], 3600);
     assert_eq!(change["proposed"]["accessTokenTTL"], 1800);
     assert_eq!(change["after"], change["proposed"]);
-    assert_eq!(change["diff"], json!([{"op": "replace", "path": "/accessTokenTTL", "value": 1800, "old": 3600}]));
+    assert_eq!(
+        change["diff"],
+        json!([{"op": "replace", "path": "/accessTokenTTL", "value": 1800, "old": 3600}])
+    );
     assert_eq!(change["summary"], "accessTokenTTL 1h -> 30m");
     assert_eq!(change["caller"]["kind"], "identity");
     assert_eq!(change["caller"]["name"], "ci-deployer");
@@ -85,7 +88,8 @@ async fn a_denied_patch_never_reaches_the_upstream_and_says_everything_that_is_w
     assert_eq!(answer.get("content-type"), Some("application/problem+json"));
     let problem = answer.json();
     assert_eq!(problem["code"], "policy.denied");
-    let rules: Vec<_> = problem["violations"].as_array().unwrap().iter().map(|v| v["rule"].as_str().unwrap()).collect();
+    let rules: Vec<_> =
+        problem["violations"].as_array().unwrap().iter().map(|v| v["rule"].as_str().unwrap()).collect();
     for rule in ["open-network", "token-lifetime", "unbound-login", "insecure-jwks"] {
         assert!(rules.contains(&rule), "{rule} in {rules:?}");
     }
@@ -142,9 +146,14 @@ async fn attach_change_and_revoke_are_one_history() {
 
     let token = gateway.admin_token("reader");
     let history = gateway.admin_get(&format!("/v1/targets/{IDENTITY}/history"), Some(&token)).await.json();
-    let outcomes: Vec<_> = history["changes"].as_array().unwrap().iter().map(|c| c["outcome"].clone()).collect();
-    assert_eq!(outcomes, [json!("applied"), json!("none"), json!("applied"), json!("applied"), json!("none")]);
-    let seqs: Vec<_> = history["changes"].as_array().unwrap().iter().map(|c| c["target"]["seq"].clone()).collect();
+    let outcomes: Vec<_> =
+        history["changes"].as_array().unwrap().iter().map(|c| c["outcome"].clone()).collect();
+    assert_eq!(
+        outcomes,
+        [json!("applied"), json!("none"), json!("applied"), json!("applied"), json!("none")]
+    );
+    let seqs: Vec<_> =
+        history["changes"].as_array().unwrap().iter().map(|c| c["target"]["seq"].clone()).collect();
     assert_eq!(seqs, [json!(1), json!(null), json!(2), json!(3), json!(null)]);
     assert_eq!(history["changes"][0]["before"], Value::Null);
     assert_eq!(history["changes"][3]["after"], Value::Null);
@@ -161,13 +170,20 @@ async fn an_estate_with_open_ranges_and_30_days_can_still_be_worked_on() {
     let gateway = Gateway::start(&upstream).await;
     let path = jwt_auth_path(IDENTITY);
 
-    let edit = gateway.patch(&path, &good_patch(&json!({"boundSubject": "repo:acme/app:ref:refs/heads/main"}))).await;
+    let edit = gateway
+        .patch(&path, &good_patch(&json!({"boundSubject": "repo:acme/app:ref:refs/heads/main"})))
+        .await;
     assert_eq!(edit.status, 200, "{}", edit.text());
-    let warned: Vec<_> = edit.all("patchwarden-warning").iter().map(|w| w.split(':').next().unwrap().to_owned()).collect();
+    let warned: Vec<_> =
+        edit.all("patchwarden-warning").iter().map(|w| w.split(':').next().unwrap().to_owned()).collect();
     assert_eq!(warned, ["open-network", "token-lifetime", "token-lifetime"], "{warned:?}");
     let lower = gateway.patch(&path, &good_patch(&json!({"accessTokenTTL": 3600}))).await;
     assert_eq!(lower.status, 200, "{}", lower.text());
-    for again in [json!({"accessTokenTrustedIps": open}), json!({"accessTokenMaxTTL": 2_592_000}), json!({"accessTokenMaxTTL": 0})] {
+    for again in [
+        json!({"accessTokenTrustedIps": open}),
+        json!({"accessTokenMaxTTL": 2_592_000}),
+        json!({"accessTokenMaxTTL": 0}),
+    ] {
         let answer = gateway.patch(&path, &good_patch(&again)).await;
         assert_eq!(answer.status, 403, "{again} {}", answer.text());
     }
@@ -226,8 +242,12 @@ async fn concurrent_changes_of_one_identity_are_recorded_in_the_order_applied() 
     let applied: Vec<_> = upstream.writes().iter().map(|w| w.json()["accessTokenTTL"].clone()).collect();
     let token = gateway.admin_token("reader");
     let history = gateway.admin_get(&format!("/v1/targets/{IDENTITY}/history"), Some(&token)).await.json();
-    let recorded: Vec<_> =
-        history["changes"].as_array().unwrap().iter().map(|c| c["proposed"]["accessTokenTTL"].clone()).collect();
+    let recorded: Vec<_> = history["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["proposed"]["accessTokenTTL"].clone())
+        .collect();
     assert_eq!(recorded, applied);
     for pair in history["changes"].as_array().unwrap().windows(2) {
         assert_eq!(pair[0]["after"], pair[1]["before"], "no change came between");

@@ -10,7 +10,8 @@ use crate::support::upstream::{Act, Upstream};
 use crate::support::{IDENTITY, good_attach, good_patch, jwt_auth_path};
 
 /// A gateway that waits one second for answers and believes a write may land for three seconds more.
-const IMPATIENT: &str = "[upstream]\nlate_write_limit = \"3s\"\n[limits]\nforward = \"1s\"\nbefore = \"1s\"\n";
+const IMPATIENT: &str =
+    "[upstream]\nlate_write_limit = \"3s\"\n[limits]\nforward = \"1s\"\nbefore = \"1s\"\n";
 
 async fn attached(config: &str) -> (Upstream, Gateway) {
     let upstream = Upstream::start();
@@ -40,7 +41,10 @@ async fn a_write_that_was_applied_and_cut_is_proved_by_one_read() {
         assert_eq!(code(&answer), (502, json!("upstream.broken")), "{}", answer.text());
         assert!(answer.json()["detail"].as_str().unwrap().contains("unknown"));
         let change = gateway.show(&change_of(&answer));
-        assert_eq!((&change["outcome"], &change["settlement"]["result"]), (&json!("unknown"), &json!("applied")));
+        assert_eq!(
+            (&change["outcome"], &change["settlement"]["result"]),
+            (&json!("unknown"), &json!("applied"))
+        );
         assert_eq!(change["after"]["accessTokenTTL"], 1800, "{change}");
         assert_eq!(gateway.history(&["--outcome", "applied"])["changes"].as_array().map(Vec::len), Some(1));
         assert_eq!(lower_ttl(&gateway, 1700).await.status, 200);
@@ -50,7 +54,8 @@ async fn a_write_that_was_applied_and_cut_is_proved_by_one_read() {
 
 #[tokio::test]
 async fn a_write_that_lands_after_its_socket_closed_is_never_called_not_applied() {
-    let (upstream, gateway) = attached("[upstream]\nlate_write_limit = \"8s\"\n[limits]\nforward = \"1s\"\n").await;
+    let (upstream, gateway) =
+        attached("[upstream]\nlate_write_limit = \"8s\"\n[limits]\nforward = \"1s\"\n").await;
     upstream.script("PATCH", Act::CloseThenApplyAfter(Duration::from_secs(5)));
     let lost = lower_ttl(&gateway, 1800).await;
     assert_eq!(code(&lost), (502, json!("upstream.broken")));
@@ -149,7 +154,8 @@ async fn a_client_that_hangs_up_before_the_intent_leaves_nothing_forwarded() {
 
 #[tokio::test]
 async fn an_answer_that_proves_nothing_is_passed_on_and_called_unknown() {
-    let own_500 = json!({"reqId": "req-1", "statusCode": 500, "message": "boom", "error": "InternalServerError"});
+    let own_500 =
+        json!({"reqId": "req-1", "statusCode": 500, "message": "boom", "error": "InternalServerError"});
     for (act, status) in [
         (Act::apply_then_answer(500, &own_500), 500),
         (Act::apply_then_answer(200, &json!({"nonsense": true})), 200),
@@ -161,7 +167,10 @@ async fn an_answer_that_proves_nothing_is_passed_on_and_called_unknown() {
         assert_eq!(answer.status, status, "{}", answer.text());
         assert_eq!(answer.get("patchwarden-answered-by"), Some("upstream"));
         let change = gateway.show(&change_of(&answer));
-        assert_eq!((&change["outcome"], &change["settlement"]["result"]), (&json!("unknown"), &json!("applied")));
+        assert_eq!(
+            (&change["outcome"], &change["settlement"]["result"]),
+            (&json!("unknown"), &json!("applied"))
+        );
     }
 }
 
@@ -190,7 +199,8 @@ async fn an_upstream_that_is_down_is_not_sent_and_safe_to_retry() {
         let (addr, token) = (gateway.addr(), format!("Bearer {}", gateway.token));
         async move {
             let body = good_patch(&json!({"accessTokenTTL": 1800}));
-            crate::support::client::request(addr, "PATCH", &path(), &[("authorization", &token)], Some(&body)).await
+            crate::support::client::request(addr, "PATCH", &path(), &[("authorization", &token)], Some(&body))
+                .await
         }
     });
     stopped.await.unwrap();
@@ -205,7 +215,11 @@ async fn an_upstream_that_is_down_is_not_sent_and_safe_to_retry() {
 #[tokio::test]
 async fn a_redirect_or_an_oversize_answer_is_broken() {
     for act in [
-        Act::Answer { status: 307, headers: vec![("location".into(), "/elsewhere".into())], body: Vec::new() },
+        Act::Answer {
+            status: 307,
+            headers: vec![("location".into(), "/elsewhere".into())],
+            body: Vec::new(),
+        },
         Act::ApplyThenAnswerOversize(2 << 20),
     ] {
         let (upstream, gateway) = attached(IMPATIENT).await;

@@ -51,7 +51,11 @@ async fn what_is_not_understood_is_refused_and_recorded() {
         (400, "caller.ambiguous", patch(&format!("{AUTH}{AUTH}{JSON}"), &body)),
         (415, "body.media_type", patch(AUTH, &body)),
         (415, "body.media_type", patch(&format!("{AUTH}{JSON}{JSON}"), &body)),
-        (415, "body.media_type", patch(&format!("{AUTH}content-type: application/x-www-form-urlencoded\r\n"), "a=b")),
+        (
+            415,
+            "body.media_type",
+            patch(&format!("{AUTH}content-type: application/x-www-form-urlencoded\r\n"), "a=b"),
+        ),
         (415, "body.media_type", patch(&format!("{AUTH}{JSON}content-encoding: gzip\r\n"), &body)),
         (413, "body.too_large", patch(&format!("{AUTH}{JSON}"), &large)),
         (400, "body.malformed", patch(&format!("{AUTH}{JSON}"), "{\"a\":1")),
@@ -88,7 +92,11 @@ async fn only_the_canonical_spelling_is_taken() {
     ] {
         let raw = patch(&format!("{AUTH}{JSON}"), "{}").replacen(&path, &spelled, 1);
         let answer = client::send(gateway.addr(), &raw).await;
-        assert_eq!((answer.status, &answer.json()["code"]), (400, &json!("route.not_canonical")), "{spelled}");
+        assert_eq!(
+            (answer.status, &answer.json()["code"]),
+            (400, &json!("route.not_canonical")),
+            "{spelled}"
+        );
     }
     assert!(upstream.seen().is_empty());
     let folded = gateway.history(&["--decision", "refuse"]);
@@ -107,11 +115,22 @@ async fn every_error_of_the_schema_is_named_with_its_pointer() {
     assert_refused(&answer, 422, "schema.invalid", &gateway);
     let problem = answer.json();
     assert_eq!(problem["error"], "ValidationFailure");
-    let at = |pointer: &str| problem["violations"].as_array().unwrap().iter().any(|v| v["request_pointer"] == pointer);
-    for pointer in ["/jwksUrl", "/accessTokenTTL", "/boundClaims/a", "/boundIssuer", "/publicKeys", "/accessTokenTrustedIps/1/ipAddress", "/accessTokenTrustedIps/0/prefix"] {
+    let at = |pointer: &str| {
+        problem["violations"].as_array().unwrap().iter().any(|v| v["request_pointer"] == pointer)
+    };
+    for pointer in [
+        "/jwksUrl",
+        "/accessTokenTTL",
+        "/boundClaims/a",
+        "/boundIssuer",
+        "/publicKeys",
+        "/accessTokenTrustedIps/1/ipAddress",
+        "/accessTokenTrustedIps/0/prefix",
+    ] {
         assert!(at(pointer), "{pointer} in {}", answer.text());
     }
-    let paths: Vec<_> = problem["message"].as_array().unwrap().iter().map(|issue| issue["path"].clone()).collect();
+    let paths: Vec<_> =
+        problem["message"].as_array().unwrap().iter().map(|issue| issue["path"].clone()).collect();
     assert!(paths.contains(&json!(["accessTokenTrustedIps", 1, "ipAddress"])), "{paths:?}");
     assert!(!answer.text().contains("hunter2"));
 }
@@ -125,11 +144,18 @@ async fn what_the_upstream_says_to_the_read_before_is_quoted() {
     assert_refused(&refused, 403, "before.refused", &gateway);
     assert_eq!(refused.json()["error"], "ForbiddenError");
     assert_eq!(gateway.show(&change_of(&refused))["caller"]["proven"], false);
-    upstream.script("GET", Act::Answer {
-        status: 429,
-        headers: vec![("retry-after".into(), "17".into()), ("content-type".into(), "application/json".into())],
-        body: br#"{"reqId":"r","statusCode":429,"message":"slow down","error":"RateLimitExceeded"}"#.to_vec(),
-    });
+    upstream.script(
+        "GET",
+        Act::Answer {
+            status: 429,
+            headers: vec![
+                ("retry-after".into(), "17".into()),
+                ("content-type".into(), "application/json".into()),
+            ],
+            body: br#"{"reqId":"r","statusCode":429,"message":"slow down","error":"RateLimitExceeded"}"#
+                .to_vec(),
+        },
+    );
     let limited = gateway.patch(&path, &good_patch(&json!({}))).await;
     assert_refused(&limited, 429, "before.refused", &gateway);
     assert_eq!(limited.get("retry-after"), Some("17"));
@@ -166,7 +192,8 @@ async fn a_second_change_of_one_identity_waits_and_then_is_busy() {
     let (addr, token) = (gateway.addr(), format!("Bearer {}", gateway.token));
     let first = tokio::spawn(async move {
         let body = good_patch(&json!({"accessTokenTTL": 1800}));
-        client::request(addr, "PATCH", &jwt_auth_path(IDENTITY), &[("authorization", &token)], Some(&body)).await
+        client::request(addr, "PATCH", &jwt_auth_path(IDENTITY), &[("authorization", &token)], Some(&body))
+            .await
     });
     upstream.wait_for_writes(1).await;
     let second = gateway.patch(&jwt_auth_path(IDENTITY), &good_patch(&json!({"accessTokenTTL": 1700}))).await;
@@ -182,7 +209,10 @@ async fn watched_writes_are_recorded_or_refused() {
     let answer = gateway.post(&path, &json!({"accessTokenTTL": 0})).await;
     assert_eq!(answer.get("patchwarden-answered-by"), Some("upstream"));
     let change = gateway.show(&change_of(&answer));
-    assert_eq!((&change["decision"], &change["before"], &change["diff"]), (&json!("allow"), &Value::Null, &Value::Null));
+    assert_eq!(
+        (&change["decision"], &change["before"], &change["diff"]),
+        (&json!("allow"), &Value::Null, &Value::Null)
+    );
     assert_eq!(change["outcome"], "applied");
     assert_eq!(upstream.writes().len(), 1);
     let twisted = gateway.post(&path.replace("universal", "universa%6c"), &json!({})).await;

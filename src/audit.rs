@@ -1,0 +1,800 @@
+<<<<<<< HEAD
+//! Steps 8 and 10: the log.
+//!
+//! [`Audit::declare`] commits an intent, which is also the lock on its target, and is the only way to an [`Intent`];
+//! [`Audit::finish`] commits what became of it and never drops it; [`Audit::refuse`] commits a "no", or folds it when
+//! nobody proved who said what. One writer ([`writer`]) builds batches; queries read a projection ([`query`]). When the
+//! log cannot be written, attempts are refused at once and the writer tries again until it can.
+
+mod entry;
+mod fold;
+pub mod query;
+mod tree;
+mod writer;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
+
+use crate::before::Reading;
+use crate::clock::{Clock, Time};
+use crate::id::{ChangeId, Digest, EntryRef, TargetId};
+use crate::json;
+use crate::keys::Keys;
+use crate::metrics::Metrics;
+use crate::operation::{Edit, Object, Revision, State, Stored, diff_recorded};
+use crate::policy::Permit;
+use crate::refusal::{Code, Finding, Refusal};
+use crate::route::Watched;
+use crate::store::{self, Reader, TokenRow};
+use crate::units::{Size, Span};
+
+use entry::Intended;
+use writer::{Group, Job, NotWritten, TargetOp, Written};
+
+/// How long an outcome may take to be written before the client gets its answer without.
+const OUTCOME_WAIT: Duration = Duration::from_secs(5);
+
+/// The section `[audit]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Name in the log's origin; default `patchwarden.invalid/<instance>`.
+    pub name: Option<String>,
+    /// How long a change waits for its intent to be committed.
+    pub commit_wait: Span,
+    /// From this size of the WAL on the writer waits for the checkpoint.
+    pub wal_soft: Size,
+    /// From this size on changes are refused.
+    pub wal_hard: Size,
+    /// Disk space kept for outcomes.
+=======
+//! Stub: the log of changes.
+//!
+//! Holds only what the configuration hands over.
+
+use serde::Deserialize;
+
+use crate::units::{Size, Span};
+
+/// `[audit]` of the configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// First part of the name of this instance's log.
+    pub name: Option<String>,
+    /// How long a change waits for its intent to be written.
+    pub commit_wait: Span,
+    /// Write-ahead log size from which more is done to fold it in.
+    pub wal_soft: Size,
+    /// Write-ahead log size from which no change is let through.
+    pub wal_hard: Size,
+    /// Free disk space below which no change is let through.
+>>>>>>> wt-f1
+    pub reserve: Size,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            name: None,
+            commit_wait: Span::secs(5),
+            wal_soft: Size(64 << 20),
+            wal_hard: Size(512 << 20),
+            reserve: Size(256 << 20),
+        }
+    }
+}
+<<<<<<< HEAD
+
+/// What a log is made of.
+pub struct Parts {
+    /// `sqlite:PATH`
+    pub store_url: String,
+    /// The data folder.
+    pub data: PathBuf,
+    /// `[audit]`
+    pub settings: Settings,
+    /// Fingerprints and the log's key.
+    pub keys: Arc<Keys>,
+    /// Dates.
+    pub clock: Clock,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Where the writer runs.
+    pub tasks: TaskTracker,
+}
+
+/// Whether the log can be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It can.
+    Up,
+    /// It cannot.
+    Down {
+        /// Since when.
+        since: Time,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// The log of this gateway. Cheap to clone.
+#[derive(Clone)]
+pub struct Audit(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    keys: Arc<Keys>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+    jobs: mpsc::UnboundedSender<Job>,
+    status: watch::Sender<Status>,
+    reader: RwLock<Option<Reader>>,
+    owned: Arc<Mutex<HashSet<u64>>>,
+    folds: fold::Folds,
+}
+
+/// A state as seen, with its revision; absent is a state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// The state.
+    pub state: Option<State>,
+    /// Its revision.
+    pub revision: Option<Revision>,
+}
+
+impl Seen {
+    /// From what was read.
+    pub fn of(stored: Option<&Stored>) -> Self {
+        Self {
+            state: stored.map(|stored| stored.state.clone()),
+            revision: stored.map(|stored| stored.revision.clone()),
+        }
+    }
+}
+
+/// The facts about a request known so far.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the names are those of the record")]
+pub struct Draft {
+    pub id: ChangeId,
+    pub received_at: Time,
+    pub operation: Option<String>,
+    pub object: Option<Arc<Object>>,
+    pub target: Option<TargetId>,
+    pub method: String,
+    pub path: String,
+    pub organization: Option<String>,
+    pub source: IpAddr,
+    pub user_agent: Option<String>,
+    pub trace_id: Option<String>,
+    pub caller: Value,
+    pub caller_proven: bool,
+    pub mode: &'static str,
+    pub body_digest: Option<Digest>,
+    pub body_length: Option<u64>,
+    pub edit: Option<Edit>,
+    pub before: Option<Seen>,
+    pub proposed: Option<Option<State>>,
+    pub policy: Option<Digest>,
+    pub would: Option<&'static str>,
+    pub violations: Vec<Finding>,
+    pub warnings: Vec<Finding>,
+    pub settlement: Option<Settlement>,
+    pub drift: Option<Value>,
+}
+
+/// What became of an unknown end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It was applied.
+    Applied,
+    /// It was not and no longer can be.
+    NotApplied,
+    /// Something else came over it.
+    Superseded,
+    /// Nobody will know.
+    Undecidable,
+}
+
+impl Settled {
+    /// As the record writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::NotApplied => "not_applied",
+            Self::Superseded => "superseded",
+            Self::Undecidable => "undecidable",
+        }
+    }
+}
+
+/// Proof of what became of an intent.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// The intent.
+    pub of: EntryRef,
+    /// Its change.
+    pub change: ChangeId,
+    /// What is proved.
+    pub result: Settled,
+    /// By what.
+    pub evidence: Value,
+    /// Who looked: `next_before`, `read_after`, `removal`.
+    pub by: &'static str,
+    /// The state that was seen.
+    pub after: Option<Seen>,
+    /// Intents settled with it.
+    pub also: Vec<EntryRef>,
+}
+
+/// What the upstream did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutcomeResult {
+    /// It applied the write.
+    Applied,
+    /// It said no.
+    Rejected,
+    /// It never got it.
+    NotSent,
+    /// Its end was not seen.
+    Unknown,
+}
+
+impl OutcomeResult {
+    /// As the record writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Rejected => "rejected",
+            Self::NotSent => "not_sent",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The outcome of an intent.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the names are those of the record")]
+pub struct Outcome {
+    pub result: OutcomeResult,
+    pub status: Option<u16>,
+    pub code: Option<Code>,
+    pub after: Option<Seen>,
+    pub surprise: Option<Value>,
+    pub breach: Vec<Finding>,
+    /// From when lateness counts: no byte left later.
+    pub late_from: Time,
+    /// The upstream's handler is known to have ended.
+    pub fast_late: bool,
+    pub evidence: Option<Value>,
+    /// Proof that came with it.
+    pub settlement: Option<Settlement>,
+    pub duration: Duration,
+}
+
+impl Outcome {
+    /// With what every outcome has.
+    pub fn seen(result: OutcomeResult, status: Option<u16>, now: Time, duration: Duration) -> Self {
+        Self {
+            result,
+            status,
+            code: None,
+            after: None,
+            surprise: None,
+            breach: Vec::new(),
+            late_from: now,
+            fast_late: false,
+            evidence: None,
+            settlement: None,
+            duration,
+        }
+    }
+}
+
+/// Whether an outcome is written yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It is.
+    Written,
+    /// It will be; until then the target stays closed.
+    Pending,
+}
+
+/// What this log knows of a target.
+#[derive(Clone, Debug, Default)]
+pub struct TargetNow {
+    /// Moves on every open and close.
+    pub turn: u64,
+    /// The newest revision known; `None` when nothing is known or it is known to be absent.
+    pub newest: Option<Revision>,
+    /// What holds it.
+    pub hold: Option<Hold>,
+}
+
+/// An intent that holds its target.
+#[derive(Clone, Debug)]
+pub struct Hold {
+    /// Its entry.
+    pub intent: EntryRef,
+    /// Its change.
+    pub change: ChangeId,
+    /// Whether its end was not seen; else it is in flight.
+    pub unknown: bool,
+    /// From when lateness counts.
+    pub since: Time,
+    /// The upstream's handler is known to have ended.
+    pub fast_late: bool,
+    /// Revision it was judged by.
+    pub before_revision: Option<Revision>,
+    /// Recorded form of what it proposed; `None` for absent.
+    pub proposed: Option<Value>,
+    /// The held intent it went over, if it is a removal.
+    pub over: Option<EntryRef>,
+}
+
+/// Why there is no intent.
+#[derive(Debug)]
+pub enum Declined {
+    /// The target moved: read again.
+    Lost,
+    /// The log says no.
+    Refused(Refusal),
+}
+
+/// Proof that the intent of a governed write is committed. Only [`Audit::declare`] makes one.
+pub struct Intent {
+    declared: Declared,
+    permit: Permit,
+    target: TargetId,
+    over: Option<Hold>,
+    proposed: Option<Value>,
+}
+
+/// Proof that the intent of a watched write is committed.
+pub struct WatchedIntent {
+    declared: Declared,
+    watched: Watched,
+}
+
+struct Declared {
+    entry: EntryRef,
+    intended: Intended,
+    _owned: Owned,
+}
+
+/// Keeps recovery away from an intent that a living task will finish.
+struct Owned(Arc<Mutex<HashSet<u64>>>, u64);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
+}
+
+impl Intent {
+    /// The change.
+    pub fn change(&self) -> ChangeId {
+        self.declared.intended.change
+    }
+
+    /// What was permitted.
+    pub fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    /// Whose configuration.
+    pub fn target(&self) -> &TargetId {
+        &self.target
+    }
+
+    /// This intent as it will hold its target if `outcome` is its end.
+    pub fn as_hold(&self, outcome: &Outcome, before: &Seen) -> Hold {
+        Hold {
+            intent: self.declared.entry.clone(),
+            change: self.change(),
+            unknown: true,
+            since: outcome.late_from,
+            fast_late: outcome.fast_late,
+            before_revision: before.revision.clone(),
+            proposed: self.proposed.clone(),
+            over: self.over.as_ref().map(|over| over.intent.clone()),
+        }
+    }
+}
+
+impl WatchedIntent {
+    /// The change.
+    pub fn change(&self) -> ChangeId {
+        self.declared.intended.change
+    }
+
+    /// What was matched.
+    pub fn watched(&self) -> &Watched {
+        &self.watched
+    }
+}
+
+impl Audit {
+    /// Opens the log, or begins trying to. An error is what waiting cannot cure.
+    pub async fn start(parts: Parts) -> Result<Self, store::Error> {
+        let path = store::path_of(&parts.store_url)?;
+        let (jobs, queue) = mpsc::unbounded_channel();
+        let began = Status::Down { since: parts.clock.now(), detail: "starting".to_owned() };
+        let shared = Arc::new(Shared {
+            settings: parts.settings,
+            keys: parts.keys,
+            clock: parts.clock,
+            metrics: parts.metrics,
+            tasks: parts.tasks.clone(),
+            jobs,
+            status: watch::Sender::new(began),
+            reader: RwLock::new(None),
+            owned: Arc::default(),
+            folds: fold::Folds::default(),
+        });
+        let mut writer = writer::Writer::new(shared.clone(), queue, path, parts.data);
+        writer.open_first().await?;
+        parts.tasks.spawn(writer.run());
+        let audit = Self(shared);
+        parts.tasks.spawn(audit.clone().flush_folds());
+        Ok(audit)
+    }
+
+    /// Whether the log can be written.
+    pub fn status(&self) -> Status {
+        self.0.status.borrow().clone()
+    }
+
+    /// Follows [`Audit::status`].
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.0.status.subscribe()
+    }
+
+    /// Queries, once the store could be opened.
+    pub fn reader(&self) -> Option<query::Reader> {
+        self.store_reader().map(query::Reader::new)
+    }
+
+    fn store_reader(&self) -> Option<Reader> {
+        self.0.reader.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What this log knows of a target now.
+    pub async fn look(&self, target: &TargetId) -> Result<TargetNow, Refusal> {
+        if let Status::Down { detail, .. } = self.status() {
+            return Err(Refusal::audit_unavailable(detail));
+        }
+        let reader = self.store_reader().ok_or_else(|| Refusal::audit_unavailable("no reader"))?;
+        let row = reader.target(&target.to_string()).await.map_err(Refusal::audit_unavailable)?;
+        let hold = match &row.open {
+            Some(open) => Some(held(&reader, open, &row).await.map_err(Refusal::audit_unavailable)?),
+            None => None,
+        };
+        let newest = row.revision.as_deref().and_then(|text| Revision::of(&json::value(text.as_bytes()).ok()?));
+        Ok(TargetNow { turn: row.turn, newest, hold })
+    }
+
+    /// What differs between a reading and the newest state this log recorded, when somebody changed it in between.
+    pub async fn drift(&self, target: &TargetId, reading: &Reading, newest: Option<&Revision>) -> Option<Value> {
+        if newest == reading.revision() {
+            return None;
+        }
+        let reader = self.reader()?;
+        let last = reader.last_state(&target.to_string()).await.ok()??;
+        let now = reading.stored.as_ref().map_or(Value::Null, |stored| stored.state.recorded(&self.0.keys));
+        let differs = diff_recorded(&last, &now);
+        if differs.is_empty() { None } else { Some(differs.into()) }
+    }
+
+    /// Records a refusal and returns its id: after the commit when the caller is proven, at once (and perhaps folded) when
+    /// not.
+    pub async fn refuse(&self, mut draft: Draft, refusal: &Refusal) -> Result<ChangeId, Refusal> {
+        let shared = &self.0;
+        let proven = draft.caller_proven && refusal.code.is_proven();
+        if !proven {
+            let instance = shared.keys.instance();
+            let made = entry::attempt(&draft, Some(refusal), None, instance, &shared.keys);
+            return Ok(shared.folds.take(draft.source, refusal.code, draft.id, made, shared.clock.now(), |unsealed| {
+                let (reply, _) = oneshot::channel();
+                self.send(Job { group: Group::of(unsealed), must: false, attempt: false, reply });
+            }));
+        }
+        if refusal.code == Code::AuditUnavailable {
+            return Err(refusal.clone());
+        }
+        loop {
+            let settlement = draft.settlement.take();
+            let mut group = Group::default();
+            self.settle_first(&mut group, settlement.as_ref(), &draft, None);
+            group.entries.push(entry::attempt(&draft, Some(refusal), None, shared.keys.instance(), &shared.keys));
+            note_revision(&mut group, draft.target.as_ref(), draft.before.as_ref());
+            match self.write(group, shared.settings.commit_wait.0).await {
+                Ok(_) => return Ok(draft.id),
+                Err(NotWritten::Lost) if settlement.is_some() => {}
+                Err(NotWritten::Lost) => return Err(Refusal::audit_unavailable("the target moved")),
+                Err(NotWritten::Unavailable(cause)) => return Err(Refusal::audit_unavailable(cause)),
+            }
+        }
+    }
+
+    /// Commits the intent of a governed write, which takes its target's lock in the same transaction.
+    pub async fn declare(&self, draft: Draft, permit: Permit, turn: u64, over: Option<Hold>) -> Result<Intent, Declined> {
+        let shared = &self.0;
+        let Some(target) = draft.target.clone() else {
+            return Err(Declined::Refused(Refusal::audit_unavailable("an intent without target")));
+        };
+        let key = target.to_string();
+        let mut group = Group::default();
+        let turn = if self.settle_first(&mut group, draft.settlement.as_ref(), &draft, Some(turn)) { turn + 1 } else { turn };
+        let over_entry = over.as_ref().map(|over| over.intent.clone());
+        group.ops.push(TargetOp::Open { key, turn, over: over_entry });
+        group.entries.push(entry::attempt(&draft, None, over.as_ref(), shared.keys.instance(), &shared.keys));
+        note_revision(&mut group, Some(&target), draft.before.as_ref());
+        let intended = self.intended(&draft);
+        let proposed = draft.proposed.flatten().map(|state| state.recorded(&shared.keys));
+        let declared = self.commit_intent(group, intended).await?;
+        Ok(Intent { declared, permit, target, over, proposed })
+    }
+
+    /// Commits the intent of a watched write. It takes no lock.
+    pub async fn declare_watched(&self, draft: Draft, watched: Watched) -> Result<WatchedIntent, Refusal> {
+        let shared = &self.0;
+        let group = Group::of(entry::attempt(&draft, None, None, shared.keys.instance(), &shared.keys));
+        match self.commit_intent(group, self.intended(&draft)).await {
+            Ok(declared) => Ok(WatchedIntent { declared, watched }),
+            Err(Declined::Refused(refusal)) => Err(refusal),
+            Err(Declined::Lost) => Err(Refusal::audit_unavailable("a watched write lost a lock it never took")),
+        }
+    }
+
+    fn intended(&self, draft: &Draft) -> Intended {
+        Intended {
+            change: draft.id,
+            operation: draft.operation.clone(),
+            object: draft.object.clone(),
+            target: draft.target.as_ref().map(ToString::to_string),
+            seq: None,
+            before: draft.before.as_ref().map(|seen| seen.recorded(&self.0.keys)),
+        }
+    }
+
+    /// Waits for the commit. When it comes too late for the client, nothing is forwarded, and the log will say so.
+    async fn commit_intent(&self, group: Group, mut intended: Intended) -> Result<Declared, Declined> {
+        let shared = &self.0;
+        let (reply, mut answer) = oneshot::channel();
+        self.send(Job { group, must: false, attempt: true, reply });
+        let waited = tokio::time::timeout(shared.settings.commit_wait.0, &mut answer).await;
+        let Ok(written) = waited else {
+            let audit = self.clone();
+            shared.tasks.spawn(async move {
+                if let Ok(Ok(written)) = answer.await {
+                    intended.seq = written.seq;
+                    let declared = audit.declared(&written, intended);
+                    let now = audit.0.clock.now();
+                    let outcome = Outcome::seen(OutcomeResult::NotSent, None, now, Duration::ZERO);
+                    audit.finish_declared(&declared, &outcome, None).await;
+                }
+            });
+            return Err(Declined::Refused(Refusal::audit_unavailable("the commit took longer than audit.commit_wait")));
+        };
+        match written {
+            Ok(Ok(written)) => {
+                intended.seq = written.seq;
+                Ok(self.declared(&written, intended))
+            }
+            Ok(Err(NotWritten::Lost)) => Err(Declined::Lost),
+            Ok(Err(NotWritten::Unavailable(cause))) => Err(Declined::Refused(Refusal::audit_unavailable(cause))),
+            Err(_) => Err(Declined::Refused(Refusal::audit_unavailable("the writer is gone"))),
+        }
+    }
+
+    fn declared(&self, written: &Written, intended: Intended) -> Declared {
+        let entry = EntryRef { origin: written.origin.clone(), index: written.last };
+        Declared { entry, intended, _owned: Owned(self.0.owned.clone(), written.last) }
+    }
+
+    /// Records what became of a governed write and opens its target again, or keeps it held when that is not known.
+    pub async fn finish(&self, intent: Intent, outcome: Outcome) -> Recorded {
+        self.finish_declared(&intent.declared, &outcome, Some((&intent.target, intent.over.as_ref()))).await
+    }
+
+    /// Records what became of a watched write.
+    pub async fn finish_watched(&self, intent: WatchedIntent, outcome: Outcome) -> Recorded {
+        self.finish_declared(&intent.declared, &outcome, None).await
+    }
+
+    async fn finish_declared(
+        &self,
+        declared: &Declared,
+        outcome: &Outcome,
+        locked: Option<(&TargetId, Option<&Hold>)>,
+    ) -> Recorded {
+        let shared = &self.0;
+        let now = shared.clock.now();
+        let mut group = Group::of(entry::outcome(&declared.entry, &declared.intended, outcome, now, &shared.keys));
+        let key = locked.map(|(target, _)| target.to_string()).or_else(|| declared.intended.target.clone());
+        let over = locked.and_then(|(_, over)| over);
+        if let Some(key) = key.filter(|_| declared.intended.seq.is_some()) {
+            close(&mut group, key, &declared.entry, outcome, over);
+        }
+        let settlement = outcome.settlement.clone().or_else(|| settled_by_removal(outcome, over));
+        if let Some(settlement) = &settlement {
+            group.entries.extend(entry::settlements(settlement, now, &shared.keys));
+        }
+        let seen = outcome.after.as_ref().or_else(|| settlement.as_ref().and_then(|settlement| settlement.after.as_ref()));
+        note_revision(&mut group, locked.map(|(target, _)| target), seen);
+        let (reply, answer) = oneshot::channel();
+        self.send(Job { group, must: true, attempt: false, reply });
+        match tokio::time::timeout(OUTCOME_WAIT, answer).await {
+            Ok(Ok(Ok(_))) => Recorded::Written,
+            _ => Recorded::Pending,
+        }
+    }
+
+    /// Puts a settlement before the attempt it came with. `true` when the target's turn moves by it.
+    fn settle_first(&self, group: &mut Group, settlement: Option<&Settlement>, draft: &Draft, turn: Option<u64>) -> bool {
+        let (Some(settlement), Some(target)) = (settlement, &draft.target) else { return false };
+        group.ops.push(TargetOp::Free { key: target.to_string(), intent: settlement.of.clone(), turn });
+        group.entries.extend(entry::settlements(settlement, self.0.clock.now(), &self.0.keys));
+        true
+    }
+
+    async fn write(&self, group: Group, within: Duration) -> Result<Written, NotWritten> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Job { group, must: false, attempt: false, reply });
+        match tokio::time::timeout(within, answer).await {
+            Ok(Ok(written)) => written,
+            _ => Err(NotWritten::Unavailable("the commit took longer than audit.commit_wait".to_owned())),
+        }
+    }
+
+    fn send(&self, job: Job) {
+        self.0.metrics.queue_depth.inc();
+        // The writer is gone only after `stop`; the job's reply is dropped then, which its owner reads as "not written".
+        let _ = self.0.jobs.send(job);
+    }
+
+    async fn flush_folds(self) {
+        let mut minute = tokio::time::interval(Duration::from_secs(60));
+        let mut status = self.watch();
+        loop {
+            tokio::select! {
+                _ = minute.tick() => self.fold_now(),
+                changed = status.changed() => if changed.is_err() || self.0.jobs.is_closed() { return },
+                () = self.0.jobs.closed() => return,
+            }
+        }
+    }
+
+    fn fold_now(&self) {
+        for unsealed in self.0.folds.flush(self.0.clock.now()) {
+            let (reply, _) = oneshot::channel();
+            self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
+        }
+    }
+
+    /// Writes everything that waits, says so in the log, and closes the store.
+    pub async fn stop(&self) {
+        self.fold_now();
+        let (reply, answer) = oneshot::channel();
+        let stop = entry::lifecycle("stop", json!({"v": 1, "at": self.0.clock.now()}));
+        self.send(Job { group: Group { stop: true, ..Group::of(stop) }, must: true, attempt: false, reply });
+        let _ = tokio::time::timeout(OUTCOME_WAIT, answer).await;
+    }
+
+    /// Adds an admin token; `false` when the name is taken.
+    pub async fn create_token(&self, name: &str, role: &str, hash: &str) -> Result<bool, String> {
+        let created_at = self.0.clock.now().0;
+        let row = TokenRow { name: name.into(), role: role.into(), hash: hash.into(), created_at, revoked_at: None };
+        self.on_tokens(TargetOp::CreateToken(row)).await
+    }
+
+    /// Revokes an admin token; `false` when there is none of that name in use.
+    pub async fn revoke_token(&self, name: &str) -> Result<bool, String> {
+        self.on_tokens(TargetOp::RevokeToken(name.to_owned(), self.0.clock.now().0)).await
+    }
+
+    async fn on_tokens(&self, op: TargetOp) -> Result<bool, String> {
+        let group = Group { ops: vec![op], ..Group::default() };
+        match self.write(group, self.0.settings.commit_wait.0).await {
+            Ok(_) => Ok(true),
+            Err(NotWritten::Lost) => Ok(false),
+            Err(NotWritten::Unavailable(cause)) => Err(cause),
+        }
+    }
+
+    /// All admin tokens.
+    pub async fn tokens(&self) -> Result<Vec<TokenRow>, String> {
+        let reader = self.store_reader().ok_or("the store is not open")?;
+        reader.tokens().await.map_err(|error| error.to_string())
+    }
+}
+
+/// The log of a gateway that does not run, for commands that write; its locks are released by [`Audit::stop`].
+pub async fn offline(data: &Path, store_url: &str) -> Result<Audit, String> {
+    let exists = store::path_of(store_url).map_err(|error| error.to_string())?.exists();
+    let keys = Keys::open(data, exists).map_err(|error| error.to_string())?;
+    let parts = Parts {
+        store_url: store_url.to_owned(),
+        data: data.to_owned(),
+        settings: Settings::default(),
+        keys: Arc::new(keys),
+        clock: Clock::System,
+        metrics: Arc::new(Metrics::new()),
+        tasks: TaskTracker::new(),
+    };
+    let audit = Audit::start(parts).await.map_err(|error| error.to_string())?;
+    match audit.status() {
+        Status::Up => Ok(audit),
+        Status::Down { detail, .. } => Err(detail),
+    }
+}
+
+fn close(group: &mut Group, key: String, intent: &EntryRef, outcome: &Outcome, over: Option<&Hold>) {
+    let held = outcome.result == OutcomeResult::Unknown && outcome.settlement.is_none();
+    let op = match (held, outcome.result, over) {
+        (true, _, _) => {
+            TargetOp::Hold { key, held_by: intent.clone(), intent: intent.clone(), since: outcome.late_from }
+        }
+        // A removal that did not happen gives the target back to what held it before.
+        (false, OutcomeResult::Rejected | OutcomeResult::NotSent, Some(over)) => {
+            TargetOp::Hold { key, held_by: intent.clone(), intent: over.intent.clone(), since: over.since }
+        }
+        _ => TargetOp::Free { key, intent: intent.clone(), turn: None },
+    };
+    group.ops.push(op);
+}
+
+/// A removal that was applied ends whatever was still open.
+fn settled_by_removal(outcome: &Outcome, over: Option<&Hold>) -> Option<Settlement> {
+    let over = over.filter(|_| outcome.result == OutcomeResult::Applied)?;
+    Some(Settlement {
+        of: over.intent.clone(),
+        change: over.change,
+        result: Settled::Superseded,
+        evidence: json!({"removed": true}),
+        by: "removal",
+        after: outcome.after.clone(),
+        also: over.over.clone().into_iter().collect(),
+    })
+}
+
+fn note_revision(group: &mut Group, target: Option<&TargetId>, seen: Option<&Seen>) {
+    if let (Some(target), Some(seen)) = (target, seen) {
+        let revision = seen.revision.as_ref().map_or_else(|| "null".to_owned(), |r| json!(r).to_string());
+        group.ops.push(TargetOp::Revision { key: target.to_string(), revision });
+    }
+}
+
+async fn held(reader: &Reader, open: &(String, u64), row: &store::TargetRow) -> Result<Hold, store::Error> {
+    let damaged = || store::Error::Refused(format!("the intent {}/{} cannot be read", open.0, open.1));
+    let entry = reader.entry(&open.0, open.1).await?.ok_or_else(damaged)?;
+    let envelope: Value = json::own(&entry.envelope).map_err(|_| damaged())?;
+    let payload: Value = json::own(entry.body.as_deref().unwrap_or(b"{}")).map_err(|_| damaged())?;
+    let change = envelope["change"].as_str().and_then(|id| id.parse().ok()).ok_or_else(damaged)?;
+    let outcome = reader.entry_of((&open.0, open.1), "outcome").await?;
+    let outcome: Value =
+        outcome.and_then(|outcome| json::own(outcome.body.as_deref()?).ok()).unwrap_or(Value::Null);
+    Ok(Hold {
+        intent: EntryRef { origin: open.0.clone(), index: open.1 },
+        change,
+        unknown: row.open_unknown,
+        since: Time(row.open_since),
+        fast_late: outcome["handler_ended"] == true,
+        before_revision: Revision::of(&payload["before_revision"]),
+        proposed: payload.get("proposed").filter(|state| !state.is_null()).cloned(),
+        over: json::typed(payload["over"].clone()).ok(),
+    })
+}
+=======
+>>>>>>> wt-f1

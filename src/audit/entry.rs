@@ -1,0 +1,298 @@
+//! Entries: the envelope's exact bytes, and the payload, built in one place each.
+//!
+//! An [`Unsealed`] entry has no index and no time; it gets both when its batch is built. The envelope is written by hand,
+//! member by member, in ASCII, and never parsed and written again: it is the Merkle leaf. Payloads are the only place where
+//! states become records, so redaction happens here and nowhere else.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use crate::clock::Time;
+use crate::id::{ChangeId, Digest, EntryRef};
+use crate::keys::Keys;
+use crate::operation::{diff_recorded, summary};
+use crate::refusal::Refusal;
+
+use super::{Draft, Hold, Outcome, Seen, Settlement};
+
+/// What an entry speaks of.
+#[derive(Clone, Debug)]
+pub(super) enum Of {
+    Nothing,
+    Entry(EntryRef),
+    /// The entry this many places before it in the same group.
+    Back(u64),
+}
+
+/// An entry that waits to be written.
+#[derive(Clone, Debug)]
+pub(super) struct Unsealed {
+    pub kind: &'static str,
+    pub change: Option<ChangeId>,
+    pub of: Of,
+    pub operation: Option<String>,
+    pub target: Option<String>,
+    /// Filled in from the lock when the entry takes one.
+    pub seq: Option<u64>,
+    pub result: Option<&'static str>,
+    pub code: Option<&'static str>,
+    pub status: Option<u16>,
+    pub policy: Option<String>,
+    pub payload: Value,
+}
+
+impl Unsealed {
+    /// The envelope, version 1.
+    pub(super) fn envelope(&self, index: u64, at: Time, of: Option<&EntryRef>, payload: &Digest) -> Vec<u8> {
+        let mut text = format!("{{\"v\":1,\"index\":{index},\"at\":{},\"kind\":\"{}\"", at.0, self.kind);
+        let mut member = |name: &str, value: Value| {
+            // Writing into a String does not fail.
+            let _ = write!(text, ",\"{name}\":{}", ascii(&value.to_string()));
+        };
+        member("change", self.change.map_or(Value::Null, |change| json!(change.to_string())));
+        member("of", Value::Null);
+        member("operation", json!(self.operation));
+        member("target", json!(self.target));
+        member("seq", json!(self.seq));
+        member("result", json!(self.result));
+        member("code", json!(self.code));
+        member("status", json!(self.status));
+        member("policy", json!(self.policy));
+        member("payload", json!(payload.as_str()));
+        if let Some(of) = of {
+            let of = format!("\"of\":{{\"origin\":{},\"index\":{}}}", ascii(&json!(of.origin).to_string()), of.index);
+            text = text.replacen("\"of\":null", &of, 1);
+        }
+        text.push('}');
+        text.into_bytes()
+    }
+}
+
+/// Escapes what is not ASCII; the rest of the text is JSON already.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        }
+    }
+    text
+}
+
+/// `SHA-256("patchwarden.payload.v1" || 0x00 || salt || body)`
+pub(super) fn payload_digest(salt: &[u8], body: &[u8]) -> Digest {
+    Digest::sha256(&[b"patchwarden.payload.v1", &[0], salt, body])
+}
+
+/// The attempt of a draft.
+pub(super) fn attempt(draft: &Draft, refusal: Option<&Refusal>, over: Option<&Hold>, instance: &str, keys: &Keys) -> Unsealed {
+    let decision = match refusal {
+        None => "allow",
+        Some(refusal) if refusal.code == crate::refusal::Code::PolicyDenied => "deny",
+        Some(_) => "refuse",
+    };
+    Unsealed {
+        kind: "attempt",
+        change: Some(draft.id),
+        of: Of::Nothing,
+        operation: draft.operation.clone(),
+        target: draft.target.as_ref().map(ToString::to_string),
+        seq: None,
+        result: Some(decision),
+        code: refusal.map(|refusal| refusal.code.as_str()),
+        status: refusal.map(|refusal| refusal.code.status()),
+        policy: draft.policy.as_ref().map(ToString::to_string),
+        payload: attempt_payload(draft, refusal, over, instance, keys),
+    }
+}
+
+/// A refusal before the caller is proven holds no body: it can be sent by anybody, as often as they like.
+fn attempt_payload(draft: &Draft, refusal: Option<&Refusal>, over: Option<&Hold>, instance: &str, keys: &Keys) -> Value {
+    let object = draft.object.as_ref();
+    let before = draft.before.as_ref().map(|seen| seen.recorded(keys));
+    let proposed = draft.proposed.as_ref().map(|state| state.as_ref().map_or(Value::Null, |state| state.recorded(keys)));
+    let diff = before.as_ref().zip(proposed.as_ref()).map(|(before, proposed)| diff_recorded(before, proposed));
+    let line = object.zip(diff.as_ref()).map(|(object, diff)| {
+        let is = |state: &Option<Value>| state.as_ref().is_some_and(|state| !state.is_null());
+        summary(object, is(&before), is(&proposed), diff)
+    });
+    let mut caller = draft.caller.clone();
+    caller["proven"] = json!(draft.caller_proven);
+    let proven = draft.caller_proven || refusal.is_none();
+    let body = draft.edit.as_ref().filter(|_| proven).zip(object).map(|(edit, object)| edit.recorded(object, keys));
+    let findings = |refusal: &Refusal| {
+        if !draft.violations.is_empty() || !proven { json!(draft.violations) } else { json!(refusal.findings) }
+    };
+    compact(json!({
+        "v": 1,
+        "object": object.map(|object| json!({"name": object.name, "version": object.version})),
+        "gateway": instance,
+        "mode": draft.mode,
+        "received_at": draft.received_at,
+        "source": {"address": draft.source, "user_agent": draft.user_agent, "trace_id": draft.trace_id},
+        "caller": caller,
+        "request": {"method": draft.method, "path": draft.path, "organization": draft.organization,
+            "body": body, "digest": draft.body_digest, "length": draft.body_length},
+        "before": before,
+        "before_revision": draft.before.as_ref().and_then(|seen| seen.revision.clone()),
+        "proposed": proposed,
+        "diff": diff,
+        "violations": refusal.map_or(json!([]), findings),
+        "warnings": draft.warnings,
+        "would": draft.would,
+        "drift": draft.drift,
+        "over": over.map(|hold| &hold.intent),
+        "summary": line,
+    }))
+}
+
+/// The outcome of an intent. `before` is the state the intent was judged by.
+pub(super) fn outcome(of: &EntryRef, attempt: &Intended, outcome: &Outcome, now: Time, keys: &Keys) -> Unsealed {
+    let after = outcome.after.as_ref().map(|seen| seen.recorded(keys));
+    let diff = after.as_ref().zip(attempt.before.as_ref()).map(|(after, before)| diff_recorded(before, after));
+    let line = attempt.object.as_ref().zip(diff.as_ref()).map(|(object, diff)| {
+        let is = |state: &Option<Value>| state.as_ref().is_some_and(|state| !state.is_null());
+        summary(object, is(&attempt.before), is(&after), diff)
+    });
+    Unsealed {
+        kind: "outcome",
+        change: Some(attempt.change),
+        of: Of::Entry(of.clone()),
+        operation: attempt.operation.clone(),
+        target: attempt.target.clone(),
+        seq: attempt.seq,
+        result: Some(outcome.result.as_str()),
+        code: outcome.code.map(crate::refusal::Code::as_str),
+        status: outcome.status,
+        policy: None,
+        payload: compact(json!({
+            "v": 1,
+            "finished_at": now,
+            "duration_ms": milliseconds(outcome.duration),
+            "after": after,
+            "after_revision": outcome.after.as_ref().and_then(|seen| seen.revision.clone()),
+            "diff": diff,
+            "surprise": outcome.surprise,
+            "breach": if outcome.breach.is_empty() { Value::Null } else { json!(outcome.breach) },
+            "late_from": outcome.late_from,
+            "handler_ended": outcome.fast_late,
+            "evidence": outcome.evidence,
+            "summary": line,
+        })),
+    }
+}
+
+/// A settlement, and one for each intent it settles as well.
+pub(super) fn settlements(settlement: &Settlement, now: Time, keys: &Keys) -> Vec<Unsealed> {
+    let after = settlement.after.as_ref().map(|seen| seen.recorded(keys));
+    let one = |of: &EntryRef, change: Option<ChangeId>, result: super::Settled| Unsealed {
+        kind: "settlement",
+        change,
+        of: Of::Entry(of.clone()),
+        operation: None,
+        target: None,
+        seq: None,
+        result: Some(result.as_str()),
+        code: None,
+        status: None,
+        policy: None,
+        payload: compact(json!({
+            "v": 1,
+            "at": now,
+            "evidence": settlement.evidence,
+            "by": settlement.by,
+            "after": after,
+            "after_revision": settlement.after.as_ref().and_then(|seen| seen.revision.clone()),
+        })),
+    };
+    let others = match settlement.result {
+        super::Settled::NotApplied => super::Settled::NotApplied,
+        _ => super::Settled::Superseded,
+    };
+    std::iter::once(one(&settlement.of, Some(settlement.change), settlement.result))
+        .chain(settlement.also.iter().map(|of| one(of, None, others)))
+        .collect()
+}
+
+/// What an outcome needs to know of its attempt.
+#[derive(Clone, Debug)]
+pub(super) struct Intended {
+    pub change: ChangeId,
+    pub operation: Option<String>,
+    pub object: Option<std::sync::Arc<crate::operation::Object>>,
+    pub target: Option<String>,
+    pub seq: Option<u64>,
+    /// Recorded form.
+    pub before: Option<Value>,
+}
+
+/// A lifecycle entry.
+pub(super) fn lifecycle(name: &str, payload: Value) -> Unsealed {
+    Unsealed {
+        kind: "lifecycle",
+        change: None,
+        of: Of::Nothing,
+        operation: Some(format!("lifecycle.{name}")),
+        target: None,
+        seq: None,
+        result: None,
+        code: None,
+        status: None,
+        policy: None,
+        payload,
+    }
+}
+
+impl Seen {
+    /// The state as it may be written; `null` when absent.
+    pub(super) fn recorded(&self, keys: &Keys) -> Value {
+        self.state.as_ref().map_or(Value::Null, |state| state.recorded(keys))
+    }
+}
+
+/// Leaves out members that say nothing: a missing one reads as `null`.
+fn compact(payload: Value) -> Value {
+    let Value::Object(members) = payload else { return payload };
+    members.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a duration for people")]
+fn milliseconds(duration: std::time::Duration) -> f64 {
+    (duration.as_micros() as f64 / 100.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_envelope_is_these_bytes_for_ever() {
+        let entry = Unsealed {
+            kind: "outcome",
+            change: "019390b4-7a10-7000-8000-0123456789ab".parse().ok(),
+            of: Of::Nothing,
+            operation: Some("jwt-auth.update".into()),
+            target: Some("identity/0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a".into()),
+            seq: Some(42),
+            result: Some("applied"),
+            code: None,
+            status: Some(200),
+            policy: None,
+            payload: json!({}),
+        };
+        let of = EntryRef { origin: "gw.example/\u{e9}".into(), index: 16 };
+        let digest = Digest::sha256(&[b"x"]);
+        let bytes = entry.envelope(17, Time(1_764_000_000_123_456), Some(&of), &digest);
+        assert_eq!(
+            String::from_utf8(bytes).unwrap(),
+            format!(
+                "{{\"v\":1,\"index\":17,\"at\":1764000000123456,\"kind\":\"outcome\",\"change\":\"019390b4-7a10-7000-8000-0123456789ab\",\"of\":{{\"origin\":\"gw.example/\\u00e9\",\"index\":16}},\"operation\":\"jwt-auth.update\",\"target\":\"identity/0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a\",\"seq\":42,\"result\":\"applied\",\"code\":null,\"status\":200,\"policy\":null,\"payload\":\"{digest}\"}}"
+            )
+        );
+    }
+}

@@ -1,0 +1,179 @@
+//! Refusals nobody proved: recorded one by one as long as they are few, then counted.
+//!
+//! Anybody can send garbage as often as they like, so it must not cost more than a bound (semantics 8). Per source and
+//! code the first ten a minute get an entry of their own; the rest count into one `fold` entry per minute and source, and
+//! past a thousand sources into one joint fold. All of it shares a daily budget of bytes; when that is spent, only the joint
+//! fold goes on. Counts stay exact.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::json;
+
+use crate::clock::Time;
+use crate::id::ChangeId;
+use crate::refusal::Code;
+
+use super::entry::{Of, Unsealed};
+
+const OWN_ENTRIES: u32 = 10;
+const MAX_SOURCES: usize = 1000;
+const DAILY_BYTES: usize = 4 << 20;
+/// An entry of an unproven refusal is at most this long.
+const MAX_ENTRY: usize = 1024;
+const MINUTE: i64 = 60_000_000;
+const DAY: i64 = 24 * 60 * MINUTE;
+
+#[derive(Default)]
+pub(super) struct Folds(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    minute: i64,
+    day: i64,
+    spent: usize,
+    seen: HashMap<(IpAddr, &'static str), u32>,
+    folds: HashMap<Option<IpAddr>, Fold>,
+}
+
+struct Fold {
+    id: ChangeId,
+    counts: BTreeMap<&'static str, u64>,
+    first: Time,
+    last: Time,
+}
+
+impl Folds {
+    /// Takes one refusal: hands it to `write`, or counts it. Returns the id that stands for it.
+    pub(super) fn take(
+        &self,
+        source: IpAddr,
+        code: Code,
+        id: ChangeId,
+        entry: Unsealed,
+        now: Time,
+        write: impl FnOnce(Unsealed),
+    ) -> ChangeId {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.turn_over(now);
+        let size = entry.payload.to_string().len() + 512;
+        let known_source = state.seen.len() < MAX_SOURCES * 32 || state.seen.contains_key(&(source, code.as_str()));
+        if known_source && size <= MAX_ENTRY + 512 && state.spent + size <= DAILY_BYTES {
+            let seen = state.seen.entry((source, code.as_str())).or_default();
+            if *seen < OWN_ENTRIES {
+                *seen += 1;
+                state.spent += size;
+                drop(state);
+                write(entry);
+                return id;
+            }
+        }
+        let joint = state.spent >= DAILY_BYTES
+            || (!state.folds.contains_key(&Some(source)) && state.folds.len() >= MAX_SOURCES);
+        let key = if joint { None } else { Some(source) };
+        let fold = state.folds.entry(key).or_insert_with(|| Fold { id, counts: BTreeMap::new(), first: now, last: now });
+        *fold.counts.entry(code.as_str()).or_default() += 1;
+        fold.last = now;
+        fold.id
+    }
+
+    /// The folds of the past minute, ready to be written.
+    pub(super) fn flush(&self, now: Time) -> Vec<Unsealed> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.turn_over(now);
+        let folds = std::mem::take(&mut state.folds);
+        let entries: Vec<_> = folds.into_iter().map(|(source, fold)| fold.entry(source)).collect();
+        state.spent += entries.iter().map(|entry| entry.payload.to_string().len() + 512).sum::<usize>();
+        entries
+    }
+}
+
+impl State {
+    fn turn_over(&mut self, now: Time) {
+        if now.0 / MINUTE != self.minute {
+            self.minute = now.0 / MINUTE;
+            self.seen.clear();
+        }
+        if now.0 / DAY != self.day {
+            self.day = now.0 / DAY;
+            self.spent = 0;
+        }
+    }
+}
+
+impl Fold {
+    fn entry(self, source: Option<IpAddr>) -> Unsealed {
+        Unsealed {
+            kind: "fold",
+            change: Some(self.id),
+            of: Of::Nothing,
+            operation: None,
+            target: None,
+            seq: None,
+            result: Some("refuse"),
+            code: None,
+            status: None,
+            policy: None,
+            payload: json!({"v": 1, "source": source, "counts": self.counts, "first": self.first, "last": self.last,
+                "total": self.counts.values().sum::<u64>()}),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn refusal() -> Unsealed {
+        Unsealed { kind: "attempt", ..Fold { id: ChangeId::at(Time(0)), counts: BTreeMap::new(), first: Time(0), last: Time(0) }.entry(None) }
+    }
+
+    fn total(entries: &[Unsealed]) -> u64 {
+        entries.iter().filter_map(|entry| entry.payload["total"].as_u64()).sum()
+    }
+
+    #[test]
+    fn a_million_refusals_stay_within_the_budget_with_exact_counts() {
+        let folds = Folds::default();
+        let (mut own, mut folded, mut bytes) = (0u64, 0, 0);
+        for n in 0..1_000_000i64 {
+            let now = Time(n * 2_000);
+            let source = IpAddr::from([10, 0, u8::try_from(n % 200).unwrap(), u8::try_from(n % 7).unwrap()]);
+            folds.take(source, Code::CallerMissingToken, ChangeId::at(now), refusal(), now, |entry| {
+                own += 1;
+                bytes += entry.payload.to_string().len();
+            });
+            if n % 30_000 == 0 {
+                let entries = folds.flush(now);
+                bytes += entries.iter().map(|entry| entry.payload.to_string().len()).sum::<usize>();
+                folded += total(&entries);
+            }
+        }
+        folded += total(&folds.flush(Time(2_000_000_000)));
+        assert_eq!(own + folded, 1_000_000);
+        assert!(bytes <= DAILY_BYTES + 1024 * 1024, "{bytes}");
+    }
+
+    #[test]
+    fn the_eleventh_of_a_minute_is_named_by_its_fold() {
+        let (folds, source) = (Folds::default(), IpAddr::from([127, 0, 0, 1]));
+        let take = |at: i64| {
+            let now = Time(at);
+            let id = ChangeId::at(now);
+            (id, folds.take(source, Code::BodyMalformed, id, refusal(), now, |_| {}))
+        };
+        assert!((0..10).map(take).all(|(own, named)| own == named));
+        let (first, named) = take(11);
+        assert_eq!(first, named, "a fold takes the id of its first");
+        assert_eq!(take(12).1, named);
+        let entries = folds.flush(Time(20));
+        assert_eq!(entries[0].change, Some(named));
+        assert_eq!(entries[0].payload["counts"], json!({"body.malformed": 2}));
+        assert_eq!(entries[0].payload["source"], Value::from("127.0.0.1"));
+        let (own, named) = take(MINUTE + 1);
+        assert_eq!(own, named, "the next minute begins anew");
+    }
+}

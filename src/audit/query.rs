@@ -1,0 +1,388 @@
+//! Questions to the history.
+//!
+//! The projection says which changes fit; what they are is then read from the log by row, and put together in the form
+//! users see: the attempt, what became of it, and how it was settled. [`project`] derives the projection from entries, for
+//! the writer and for a rebuild alike. A page is bounded by work, so it may be short and still have a cursor.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use crate::clock::Time;
+use crate::json;
+use crate::store::{self, ChangeQuery, ChangeRow, ChangeUpdate, Database, Error, StoredEntry};
+
+/// Version of what [`project`] writes; a store with another one is rebuilt at start.
+pub(super) const PROJECTION_VERSION: i64 = 1;
+/// Rows of the projection looked at in one step, and in one page.
+const STEP: usize = 500;
+const MAX_CANDIDATES: usize = 20_000;
+const MAX_TIME: Duration = Duration::from_millis(50);
+/// Longest text kept for `contains`, in bytes.
+const MAX_SEARCH: usize = 16 * 1024;
+
+/// What an entry's envelope says, for the projection.
+pub(super) struct Facts<'a> {
+    pub row: i64,
+    pub index: u64,
+    pub kind: &'a str,
+    pub at: i64,
+    pub of: Option<&'a (String, u64)>,
+    pub change: Option<String>,
+    pub target: Option<&'a str>,
+    pub operation: Option<&'a str>,
+    pub result: Option<&'a str>,
+}
+
+/// Lays one entry into the projection.
+pub(super) async fn project(database: &mut Database, facts: &Facts<'_>, payload: &Value) -> Result<(), Error> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    match (facts.kind, facts.of) {
+        ("attempt" | "fold", _) => {
+            let decision = facts.result.unwrap_or("refuse").to_owned();
+            let is_intent = facts.kind == "attempt" && decision == "allow";
+            let row = ChangeRow {
+                row: facts.row,
+                kind: facts.kind.to_owned(),
+                index: facts.index,
+                id: facts.change.clone().unwrap_or_default(),
+                at: facts.at,
+                target: facts.target.map(str::to_owned),
+                operation: facts.operation.map(str::to_owned),
+                caller: text(&payload["caller"]["id"]),
+                decision,
+                would: text(&payload["would"]),
+                outcome: if is_intent { "pending" } else { "none" }.to_owned(),
+                settled: None,
+                warned: payload["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty()),
+                rules: rules(payload),
+                pointers: pointers(&payload["diff"]),
+                search: searchable(facts, payload),
+                outcome_row: None,
+                settlement_row: None,
+            };
+            database.project(&row).await
+        }
+        ("outcome", Some(of)) => {
+            let update = ChangeUpdate {
+                of: of.clone(),
+                outcome: Some((facts.result.unwrap_or("unknown").to_owned(), facts.row)),
+                settled: None,
+                pointers: payload["diff"].is_array().then(|| pointers(&payload["diff"])),
+                search: values(&payload["diff"]),
+            };
+            database.project_update(&update).await
+        }
+        ("settlement", Some(of)) => {
+            let settled = Some((facts.result.unwrap_or("undecidable").to_owned(), facts.row));
+            database.project_update(&ChangeUpdate { of: of.clone(), settled, ..ChangeUpdate::default() }).await
+        }
+        _ => Ok(()),
+    }
+}
+
+fn rules(payload: &Value) -> String {
+    let findings = ["violations", "warnings"].into_iter().filter_map(|name| payload[name].as_array()).flatten();
+    spaced(findings.filter_map(|finding| finding["rule"].as_str()))
+}
+
+fn pointers(diff: &Value) -> String {
+    spaced(diff.as_array().into_iter().flatten().filter_map(|entry| entry["path"].as_str()))
+}
+
+fn spaced<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    words.fold(String::from(" "), |text, word| text + word + " ")
+}
+
+fn searchable(facts: &Facts<'_>, payload: &Value) -> String {
+    let parts = [&payload["caller"]["id"], &payload["caller"]["name"], &payload["source"]["user_agent"], &payload["source"]["address"]];
+    let mut text = facts.target.unwrap_or("").to_ascii_lowercase();
+    for part in parts.into_iter().filter_map(Value::as_str) {
+        text.push('\n');
+        text.push_str(&part.to_ascii_lowercase());
+    }
+    text + &values(&payload["diff"])
+}
+
+/// Every value of a diff, old and new.
+fn values(diff: &Value) -> String {
+    let mut text = String::new();
+    for entry in diff.as_array().into_iter().flatten() {
+        for side in ["old", "value"] {
+            leaves(&entry[side], &mut text);
+        }
+    }
+    let cut = (0..=MAX_SEARCH.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    text.truncate(cut);
+    text
+}
+
+fn leaves(value: &Value, text: &mut String) {
+    match value {
+        Value::Null => {}
+        Value::Array(items) => items.iter().for_each(|item| leaves(item, text)),
+        Value::Object(members) => members.iter().for_each(|(name, member)| {
+            text.push('\n');
+            text.push_str(&name.to_ascii_lowercase());
+            leaves(member, text);
+        }),
+        Value::String(leaf) => {
+            text.push('\n');
+            text.push_str(&leaf.to_ascii_lowercase());
+        }
+        other => {
+            text.push('\n');
+            text.push_str(&other.to_string());
+        }
+    }
+}
+
+/// What the history is asked; empty asks for everything.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "the names are those of the query parameters")]
+pub struct Filter {
+    pub target: Option<String>,
+    pub operation: Option<String>,
+    pub decision: Option<String>,
+    pub outcome: Option<String>,
+    pub caller: Option<String>,
+    pub rule: Option<String>,
+    pub would: Option<String>,
+    pub warned: bool,
+    pub since: Option<Time>,
+    pub until: Option<Time>,
+    pub changed: Option<String>,
+    pub contains: Option<String>,
+    pub unsettled: bool,
+}
+
+/// Some changes, and where to go on.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// In contract form.
+    pub changes: Vec<Value>,
+    /// `None`: that was all.
+    pub next_cursor: Option<String>,
+}
+
+/// Reads the history of a store, beside whoever writes it.
+#[derive(Clone)]
+pub struct Reader(store::Reader);
+
+impl Reader {
+    pub(super) fn new(reader: store::Reader) -> Self {
+        Self(reader)
+    }
+
+    /// Opens a store read-only.
+    pub async fn open(store_url: &str) -> Result<Self, String> {
+        let path = store::path_of(store_url).map_err(|error| error.to_string())?;
+        store::Reader::open(&path).await.map(Self).map_err(|error| error.to_string())
+    }
+
+    /// Newest first.
+    pub async fn page(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, String> {
+        self.walk(filter, cursor, limit, false).await
+    }
+
+    /// One target's changes, oldest first.
+    pub async fn target_history(&self, target_id: &str, cursor: Option<&str>, limit: usize) -> Result<Page, String> {
+        let filter = Filter { target: Some(target_id.to_owned()), ..Filter::default() };
+        self.walk(&filter, cursor, limit, true).await
+    }
+
+    async fn walk(&self, filter: &Filter, cursor: Option<&str>, limit: usize, ascending: bool) -> Result<Page, String> {
+        let after = cursor.map(|cursor| place(cursor).ok_or("the cursor is none of ours")).transpose()?;
+        let mut query = ChangeQuery {
+            target: filter.target.as_ref().map(|id| if id.contains('/') { id.clone() } else { format!("identity/{id}") }),
+            since: filter.since.map(|at| at.0),
+            until: filter.until.map(|at| at.0),
+            ascending,
+            after,
+            ..ChangeQuery::default()
+        };
+        let (started, mut looked_at) = (Instant::now(), 0);
+        let mut found: Vec<ChangeRow> = Vec::new();
+        let next = loop {
+            let (rows, more) = self.0.changes(&query, STEP).await.map_err(|error| error.to_string())?;
+            looked_at += rows.len();
+            let mut fitting = rows.into_iter().filter(|row| fits(filter, row));
+            found.extend(fitting.by_ref().take(limit - found.len()));
+            if found.len() == limit && (fitting.next().is_some() || more.is_some()) {
+                break found.last().map(|row| (row.at, row.id.clone()));
+            }
+            let Some(place) = more else { break None };
+            if looked_at >= MAX_CANDIDATES || started.elapsed() >= MAX_TIME {
+                break Some(place);
+            }
+            query.after = Some(place);
+        };
+        let changes = self.assemble(&found).await?;
+        Ok(Page { changes, next_cursor: next.map(|(at, id)| format!("{at}.{id}")) })
+    }
+
+    /// One change by id or number, or the `last` one; a folded request's id answers with the fold.
+    pub async fn find(&self, id: &str) -> Result<Option<Value>, String> {
+        let number = id.parse::<u64>().ok();
+        let by_id = (number.is_none() && id != "last").then(|| id.to_ascii_lowercase());
+        let row = self.0.change(by_id.as_deref(), number).await.map_err(|error| error.to_string())?;
+        match row {
+            Some(row) => Ok(self.assemble(&[row]).await?.pop()),
+            None => Ok(None),
+        }
+    }
+
+    /// The newest state this log recorded of a target, `null` when it was removed; `None` when it recorded none.
+    pub(super) async fn last_state(&self, target: &str) -> Result<Option<Value>, String> {
+        let filter = Filter { target: Some(target.to_owned()), outcome: Some("applied".to_owned()), ..Filter::default() };
+        let page = self.page(&filter, None, 1).await?;
+        Ok(page.changes.first().map(|change| change["after"].clone()))
+    }
+
+    async fn assemble(&self, rows: &[ChangeRow]) -> Result<Vec<Value>, String> {
+        let wanted: Vec<i64> = rows
+            .iter()
+            .flat_map(|row| [Some(row.row), row.outcome_row, row.settlement_row])
+            .flatten()
+            .collect();
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut entries = HashMap::new();
+        for chunk in wanted.chunks(500) {
+            for entry in self.0.entries(chunk).await.map_err(|error| error.to_string())? {
+                entries.insert(entry.row, Read::of(&entry));
+            }
+        }
+        let get = |row: Option<i64>| row.and_then(|row| entries.get(&row));
+        Ok(rows.iter().filter_map(|row| Some(change(row, get(Some(row.row))?, get(row.outcome_row), get(row.settlement_row)))).collect())
+    }
+}
+
+/// An entry, parsed.
+struct Read {
+    origin: String,
+    index: u64,
+    envelope: Value,
+    payload: Value,
+    pruned: bool,
+}
+
+impl Read {
+    fn of(entry: &StoredEntry) -> Self {
+        Self {
+            origin: entry.origin.clone(),
+            index: entry.index,
+            envelope: json::own(&entry.envelope).unwrap_or(Value::Null),
+            payload: json::own(entry.body.as_deref().unwrap_or(b"{}")).unwrap_or(Value::Null),
+            pruned: entry.body.is_none(),
+        }
+    }
+
+    fn place(&self) -> Value {
+        json!({"origin": self.origin, "index": self.index})
+    }
+}
+
+fn fits(filter: &Filter, row: &ChangeRow) -> bool {
+    let is = |wanted: &Option<String>, have: Option<&str>| wanted.as_deref().is_none_or(|wanted| Some(wanted) == have);
+    let holds = |wanted: &Option<String>, words: &str| {
+        wanted.as_deref().is_none_or(|wanted| words.contains(&format!(" {wanted} ")))
+    };
+    let outcome = match (filter.outcome.as_deref(), row.settled.as_deref()) {
+        (None, _) => true,
+        (Some("applied"), Some("applied")) => true,
+        (Some("unknown"), Some("applied")) => false,
+        (Some(wanted), _) => row.outcome == wanted,
+    };
+    outcome
+        && is(&filter.operation, row.operation.as_deref())
+        && is(&filter.decision, Some(&row.decision))
+        && is(&filter.caller, row.caller.as_deref())
+        && is(&filter.would, row.would.as_deref())
+        && holds(&filter.rule, &row.rules)
+        && holds(&filter.changed, &row.pointers)
+        && (!filter.warned || row.warned)
+        && (!filter.unsettled || (row.outcome == "unknown" && row.settled.is_none() && row.target.is_some()))
+        && filter.contains.as_deref().is_none_or(|text| row.search.contains(&text.to_ascii_lowercase()))
+}
+
+fn place(cursor: &str) -> Option<(i64, String)> {
+    let (at, id) = cursor.split_once('.')?;
+    Some((at.parse().ok()?, id.parse::<crate::id::ChangeId>().ok()?.to_string()))
+}
+
+/// A change as users see it.
+fn change(row: &ChangeRow, attempt: &Read, outcome: Option<&Read>, settlement: Option<&Read>) -> Value {
+    if row.kind == "fold" {
+        let mut fold = attempt.payload.clone();
+        fold["id"] = json!(row.id);
+        fold["kind"] = json!("fold");
+        fold["decision"] = json!("refuse");
+        fold["log"] = json!({"attempt": attempt.place()});
+        return fold;
+    }
+    let (said, seen) = (&attempt.payload, outcome.map(|outcome| &outcome.payload));
+    let settled = settlement.map(|settlement| &settlement.payload);
+    let later = |name: &str| seen.map_or(Value::Null, |seen| seen[name].clone());
+    let after = match settled.map(|settled| settled["after"].clone()) {
+        Some(after) if !after.is_null() && row.settled.as_deref() == Some("applied") => after,
+        _ => later("after"),
+    };
+    let diff = if later("diff").is_array() { later("diff") } else { said["diff"].clone() };
+    let summary = if later("summary").is_string() { later("summary") } else { said["summary"].clone() };
+    let target = row.target.as_deref().and_then(|target| target.split_once('/')).map(|(kind, id)| {
+        json!({"kind": kind, "id": id, "seq": attempt.envelope["seq"]})
+    });
+    let settlement_shown = settlement.map(|settlement| {
+        json!({"at": settlement.payload["at"], "result": settlement.envelope["result"],
+            "evidence": settlement.payload["evidence"], "by": settlement.payload["by"]})
+    });
+    let code = outcome.map(|o| o.envelope["code"].clone()).filter(|code| !code.is_null());
+    let mut shown: Map<String, Value> = Map::new();
+    let mut put = |name: &str, value: Value| drop(shown.insert(name.to_owned(), value));
+    put("id", json!(row.id));
+    put("received_at", said["received_at"].clone());
+    put("finished_at", later("finished_at"));
+    put("gateway", said["gateway"].clone());
+    put("mode", said["mode"].clone());
+    put("operation", json!(row.operation));
+    put("target", json!(target));
+    put("caller", said["caller"].clone());
+    put("source", with_members(&said["source"], &["address", "user_agent", "trace_id"]));
+    put("request", with_members(&said["request"], &["method", "path", "organization", "body", "digest"]));
+    for name in ["before", "proposed", "would", "drift"] {
+        put(name, said[name].clone());
+    }
+    put("after", after);
+    put("diff", diff);
+    put("decision", json!(row.decision));
+    put("code", code.unwrap_or_else(|| attempt.envelope["code"].clone()));
+    put("violations", list(&said["violations"]));
+    put("warnings", list(&said["warnings"]));
+    put("policy_digest", attempt.envelope["policy"].clone());
+    put("outcome", json!(row.outcome));
+    put("settlement", json!(settlement_shown));
+    put("upstream_status", outcome.map_or(Value::Null, |outcome| outcome.envelope["status"].clone()));
+    put("surprise", later("surprise"));
+    put("breach", later("breach"));
+    put("summary", summary);
+    put("duration_ms", later("duration_ms"));
+    put("pruned", if attempt.pruned { json!(true) } else { Value::Null });
+    let place = |read: Option<&Read>| read.map_or(Value::Null, Read::place);
+    put("log", json!({"attempt": attempt.place(), "outcome": place(outcome), "settlement": place(settlement)}));
+    if !attempt.pruned {
+        shown.remove("pruned");
+    }
+    Value::Object(shown)
+}
+
+fn list(value: &Value) -> Value {
+    if value.is_array() { value.clone() } else { json!([]) }
+}
+
+/// The members of an object that users rely on, `null` where they are missing.
+fn with_members(value: &Value, names: &[&str]) -> Value {
+    names.iter().map(|name| ((*name).to_owned(), value[*name].clone())).collect::<Map<_, _>>().into()
+}

@@ -1,0 +1,636 @@
+//! The one writer: group commit, its three results, and the way back after a failure.
+//!
+//! Groups of entries wait unsealed. A batch takes the locks its groups ask for (a group that loses one is taken out),
+//! seals what is left with index and time, and commits. *Committed*: everybody is answered. *Refused*: nothing is there;
+//! each group is tried alone, so that a poisoned one fails alone. *In doubt*: the connection is closed, the WAL settled,
+//! and the log read back before anybody is answered. Outcomes, settlements, folds and lifecycle entries stay at the head
+//! of the queue until they are written.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::Time;
+use crate::id::{EntryRef, fill_random};
+use crate::json;
+use crate::keys;
+use crate::log;
+use crate::store::{self, Database, EntryRow, Head, Reader, TokenRow};
+
+use super::entry::{self, Of, Unsealed};
+use super::query::{PROJECTION_VERSION, project};
+use super::tree::Frontier;
+use super::{Outcome, OutcomeResult, Shared, Status};
+
+/// Groups in one batch at most.
+const MAX_BATCH: usize = 256;
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// A wall clock that moved further than this from the monotonic one gets an entry.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
+
+/// Entries that are written together or not at all, and what they do to targets.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Group {
+    pub entries: Vec<Unsealed>,
+    pub ops: Vec<TargetOp>,
+    /// The last group: the writer ends with it.
+    pub stop: bool,
+}
+
+impl Group {
+    pub(super) fn of(entry: Unsealed) -> Self {
+        Self { entries: vec![entry], ..Self::default() }
+    }
+}
+
+/// What a group does beside its entries.
+#[derive(Clone, Debug)]
+pub(super) enum TargetOp {
+    Open { key: String, turn: u64, over: Option<EntryRef> },
+    Free { key: String, intent: EntryRef, turn: Option<u64> },
+    Hold { key: String, held_by: EntryRef, intent: EntryRef, since: Time },
+    Revision { key: String, revision: String },
+    CreateToken(TokenRow),
+    RevokeToken(String, i64),
+}
+
+/// A group with who waits for it.
+pub(super) struct Job {
+    pub group: Group,
+    /// Never refused, never dropped.
+    pub must: bool,
+    /// Refused while the WAL is over its hard limit.
+    pub attempt: bool,
+    pub reply: oneshot::Sender<Result<Written, NotWritten>>,
+}
+
+/// Where a group stands in the log.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    pub origin: String,
+    /// Index of its last entry.
+    pub last: u64,
+    pub seq: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum NotWritten {
+    /// A lock it asked for was taken, or the target's turn moved.
+    Lost,
+    Unavailable(String),
+}
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    queue: mpsc::UnboundedReceiver<Job>,
+    backlog: VecDeque<Job>,
+    path: PathBuf,
+    data: PathBuf,
+    log: Option<Log>,
+    retry: Duration,
+    next_try: Instant,
+    detail: String,
+}
+
+/// An open log.
+struct Log {
+    database: Database,
+    origin: String,
+    frontier: Frontier,
+    epoch: i64,
+    last_at: Time,
+    /// Wall and monotonic time of one moment, to notice steps.
+    anchor: (Time, Instant),
+    _locks: [File; 2],
+}
+
+/// A batch in the making.
+struct Batch {
+    rows: Vec<EntryRow>,
+    frontier: Frontier,
+    last_at: Time,
+    projected: Vec<(usize, Value, Unsealed, Time)>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        queue: mpsc::UnboundedReceiver<Job>,
+        path: PathBuf,
+        data: PathBuf,
+    ) -> Self {
+        let detail = String::new();
+        let (backlog, next_try) = (VecDeque::new(), Instant::now());
+        Self { shared, queue, backlog, path, data, log: None, retry: FIRST_RETRY, next_try, detail }
+    }
+
+    /// The first attempt: what waiting cannot cure ends the program.
+    pub(super) async fn open_first(&mut self) -> Result<(), store::Error> {
+        match self.open().await {
+            Ok(()) => Ok(()),
+            Err(error @ (store::Error::Fatal(_) | store::Error::Url(_))) => Err(error),
+            Err(error) => {
+                self.down(&error.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            if self.log.is_none() && Instant::now() >= self.next_try {
+                if let Err(error) = self.open().await {
+                    self.down(&error.to_string());
+                }
+            }
+            let mut batch: Vec<Job> = Vec::new();
+            if self.log.is_some() {
+                batch.extend(self.backlog.drain(..));
+            }
+            if batch.is_empty() && !self.wait(&mut batch).await {
+                break;
+            }
+            while batch.len() < MAX_BATCH {
+                let Ok(job) = self.queue.try_recv() else { break };
+                batch.push(job);
+            }
+            let stops = batch.iter().any(|job| job.group.stop);
+            let depth = i64::try_from(self.queue.len() + self.backlog.len()).unwrap_or(i64::MAX);
+            self.shared.metrics.queue_depth.set(depth);
+            if self.log.is_none() {
+                self.put_off(batch);
+            } else {
+                self.write(batch).await;
+            }
+            if stops && self.stopped() {
+                break;
+            }
+        }
+        if let Some(mut log) = self.log.take() {
+            let _ = log.database.settle_wal().await;
+            log.database.close().await;
+        }
+        let reader = self.shared.reader.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(reader) = reader {
+            reader.close().await;
+        }
+    }
+
+    /// Whether the last group is through: what must be written is, or cannot be.
+    fn stopped(&self) -> bool {
+        self.backlog.is_empty() || self.log.is_none()
+    }
+
+    /// Waits for work; `false` when there will be none.
+    async fn wait(&mut self, batch: &mut Vec<Job>) -> bool {
+        let retry = async {
+            match self.log {
+                Some(_) => std::future::pending().await,
+                None => tokio::time::sleep_until(self.next_try.into()).await,
+            }
+        };
+        tokio::select! {
+            job = self.queue.recv() => match job {
+                Some(job) => batch.push(job),
+                None => return false,
+            },
+            () = retry => {}
+        }
+        true
+    }
+
+    /// While the log is down: attempts are refused at once, the rest waits.
+    fn put_off(&mut self, batch: Vec<Job>) {
+        for job in batch {
+            if job.must {
+                self.backlog.push_back(job);
+            } else {
+                let _ = job.reply.send(Err(NotWritten::Unavailable(self.detail.clone())));
+            }
+        }
+    }
+
+    fn down(&mut self, detail: &str) {
+        self.next_try = Instant::now() + self.retry;
+        self.retry = (self.retry * 2).min(LAST_RETRY);
+        detail.clone_into(&mut self.detail);
+        let now = self.shared.clock.now();
+        let news = self.shared.status.send_if_modified(|status| match status {
+            Status::Down { detail: known, .. } if *known == detail => false,
+            Status::Down { detail: known, .. } => {
+                detail.clone_into(known);
+                true
+            }
+            Status::Up => {
+                *status = Status::Down { since: now, detail: detail.to_owned() };
+                true
+            }
+        });
+        self.shared.metrics.audit_up.set(0);
+        if news {
+            log::degraded(detail);
+        }
+    }
+
+    fn up(&mut self) {
+        self.retry = FIRST_RETRY;
+        self.shared.metrics.audit_up.set(1);
+        let was = self.shared.status.send_replace(Status::Up);
+        if let Status::Down { detail, .. } = was
+            && detail != "starting"
+        {
+            log::recovered();
+        }
+    }
+
+    /// Opens the store, finds or begins the log, and gives every intent nobody will finish its outcome.
+    async fn open(&mut self) -> Result<(), store::Error> {
+        let locks = [lock(&keys::lock_path(&self.data))?, lock(&store::lock_path(&self.path))?];
+        let mut database = Database::open(&self.path).await?;
+        let (origin, head) = self.find_or_begin(&mut database).await?;
+        let frontier = Frontier::read(head.size, &head.frontier)
+            .ok_or_else(|| store::Error::Fatal(format!("{}: the log's frontier is damaged", self.path.display())))?;
+        let last_at = last_time(&mut database, &origin, head.size).await?;
+        if database.projection_version().await? != PROJECTION_VERSION {
+            rebuild(&mut database).await?;
+        }
+        let reader = Reader::open(&self.path).await?;
+        *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = Some(reader);
+        let anchor = (self.shared.clock.now(), Instant::now());
+        let epoch = head.epoch;
+        self.log = Some(Log { database, origin, frontier, epoch, last_at, anchor, _locks: locks });
+        self.recover().await?;
+        self.up();
+        Ok(())
+    }
+
+    async fn find_or_begin(&self, database: &mut Database) -> Result<(String, Head), store::Error> {
+        let public = hex::encode(self.shared.keys.log_public());
+        if let Some((origin, key)) = database.meta("public_key").await? {
+            if key != public {
+                let what = format!(
+                    "{} is the log of another data folder; use the data folder it was made with, or name a new store (store.url)",
+                    self.path.display()
+                );
+                return Err(store::Error::Fatal(what));
+            }
+            let head = database.head(&origin).await?;
+            let head = head.ok_or_else(|| store::Error::Fatal(format!("{}: the log has no head", self.path.display())))?;
+            return Ok((origin, head));
+        }
+        let mut id = [0u8; 8];
+        fill_random(&mut id);
+        let default = || format!("patchwarden.invalid/{}", self.shared.keys.instance());
+        let name = self.shared.settings.name.clone().unwrap_or_else(default);
+        let origin = format!("{name}/{}", hex::encode(id));
+        database.begin().await?;
+        database.put_meta(&origin, "public_key", &public).await?;
+        database.put_meta(&origin, "log_id", &hex::encode(id)).await?;
+        database.put_meta(&origin, "created_at", &self.shared.clock.now().to_string()).await?;
+        database.new_head(&origin).await?;
+        database.commit().await?;
+        Ok((origin, Head { size: 0, frontier: Vec::new(), epoch: 1 }))
+    }
+
+    /// Outcomes for the intents that no living task and no waiting group will finish.
+    async fn recover(&mut self) -> Result<(), store::Error> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let owned = self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let waiting: Vec<u64> = self.backlog.iter().flat_map(|job| &job.group.entries).filter_map(of_index).collect();
+        let now = self.shared.clock.now();
+        let mut jobs = Vec::new();
+        for index in log.database.pending().await? {
+            if owned.contains(&index) || waiting.contains(&index) {
+                continue;
+            }
+            let Some(attempt) = log.database.entry(&log.origin, index).await? else { continue };
+            if let Some(group) = unfinished(&attempt, now, &self.shared.keys) {
+                jobs.push(group);
+            }
+        }
+        let started = json!({"v": 1, "at": now, "version": env!("CARGO_PKG_VERSION"), "unfinished": jobs.len()});
+        jobs.push(Group::of(entry::lifecycle("start", started)));
+        for group in jobs {
+            let (reply, _) = oneshot::channel();
+            self.backlog.push_front(Job { group, must: true, attempt: false, reply });
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, jobs: Vec<Job>) {
+        let started = Instant::now();
+        let jobs = self.refuse_over_hard_limit(jobs).await;
+        if jobs.is_empty() {
+            return;
+        }
+        match self.attempt(jobs).await {
+            Ok(()) => self.shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64()),
+            Err((jobs, store::Error::Refused(_))) if jobs.len() > 1 => {
+                for job in jobs {
+                    if self.log.is_some() {
+                        if let Err((alone, error)) = self.attempt(vec![job]).await {
+                            self.give_up(alone, &error).await;
+                        }
+                    } else {
+                        self.put_off(vec![job]);
+                    }
+                }
+            }
+            Err((jobs, error)) => self.give_up(jobs, &error).await,
+        }
+        self.checkpoint().await;
+    }
+
+    async fn refuse_over_hard_limit(&mut self, jobs: Vec<Job>) -> Vec<Job> {
+        let (soft, hard) = (self.shared.settings.wal_soft.0, self.shared.settings.wal_hard.0);
+        let size = self.log.as_ref().map_or(0, |log| log.database.wal_bytes());
+        if size < soft {
+            return jobs;
+        }
+        self.checkpoint().await;
+        if size < hard {
+            return jobs;
+        }
+        let detail = format!("the WAL is {size} bytes, over audit.wal_hard");
+        let (attempts, rest): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.attempt);
+        for job in attempts {
+            let _ = job.reply.send(Err(NotWritten::Unavailable(detail.clone())));
+        }
+        rest
+    }
+
+    async fn checkpoint(&mut self) {
+        if let Some(log) = &mut self.log
+            && log.database.wants_checkpoint()
+        {
+            // A checkpoint that fails is tried again after the next batch.
+            let _ = log.database.checkpoint().await;
+        }
+    }
+
+    /// What could not be written: the log is down when it is more than one refused group.
+    async fn give_up(&mut self, jobs: Vec<Job>, error: &store::Error) {
+        let alone = jobs.len() == 1;
+        if alone && matches!(error, store::Error::Refused(what) if what.contains("constraint") || what.contains("appended")) {
+            for job in jobs {
+                log::poisoned(&error.to_string());
+                let _ = job.reply.send(Err(NotWritten::Unavailable(error.to_string())));
+            }
+            return;
+        }
+        if let Some(log) = self.log.take() {
+            log.database.close().await;
+        }
+        self.down(&error.to_string());
+        self.put_off(jobs);
+    }
+
+    /// One transaction. Whoever loses a lock is answered and taken out. On an error everybody else comes back, unless the
+    /// log was in doubt and turns out to hold the batch.
+    async fn attempt(&mut self, jobs: Vec<Job>) -> Result<(), (Vec<Job>, store::Error)> {
+        let Some(log) = &mut self.log else { return Err((jobs, store::Error::Wait("no log".to_owned()))) };
+        if let Err(error) = log.database.begin().await {
+            return Err((jobs, error));
+        }
+        let wall = self.shared.clock.now();
+        let mut batch = log.batch(wall);
+        let mut done: Vec<(Job, Written)> = Vec::new();
+        let mut rest = jobs.into_iter();
+        while let Some(mut job) = rest.next() {
+            match log.place(&mut job.group, &mut batch, wall).await {
+                Ok(Some(written)) => done.push((job, written)),
+                Ok(None) => drop(job.reply.send(Err(NotWritten::Lost))),
+                Err(error) => {
+                    let _ = log.database.rollback().await;
+                    let all = done.into_iter().map(|(job, _)| job).chain([job]).chain(rest).collect();
+                    return Err((all, error));
+                }
+            }
+        }
+        let first = batch.rows.first().map(|row| (row.index, row.envelope.clone()));
+        let result = log.write(&batch).await;
+        match result {
+            Ok(()) => {}
+            Err(error @ store::Error::InDoubt(_)) => {
+                if !self.is_there(first.as_ref()).await {
+                    return Err((done.into_iter().map(|(job, _)| job).collect(), error));
+                }
+            }
+            Err(error) => {
+                let _ = log.database.rollback().await;
+                return Err((done.into_iter().map(|(job, _)| job).collect(), error));
+            }
+        }
+        if let Some(log) = &mut self.log {
+            (log.frontier, log.last_at) = (batch.frontier, batch.last_at);
+        }
+        self.shared.metrics.entries.inc_by(batch.rows.len() as u64);
+        #[expect(clippy::cast_precision_loss, reason = "a batch holds a few hundred entries")]
+        self.shared.metrics.batch_entries.observe(batch.rows.len() as f64);
+        for (job, written) in done {
+            if job.attempt {
+                self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).insert(written.last);
+            }
+            // Whoever no longer waits gave up; the entry stands.
+            let _ = job.reply.send(Ok(written));
+        }
+        Ok(())
+    }
+
+    /// After a commit in doubt: a new connection, a settled WAL, and the log read back.
+    async fn is_there(&mut self, first: Option<&(u64, Vec<u8>)>) -> bool {
+        let Some(log) = self.log.take() else { return false };
+        let (origin, epoch, anchor, last_at) = (log.origin, log.epoch, log.anchor, log.last_at);
+        let locks = log._locks;
+        log.database.close().await;
+        let Ok(mut database) = Database::open(&self.path).await else { return false };
+        if database.settle_wal().await.is_err() {
+            return false;
+        }
+        let (Ok(Some(head)), Some((index, envelope))) = (database.head(&origin).await, first) else { return false };
+        let there = matches!(database.entry(&origin, *index).await, Ok(Some(entry)) if entry.envelope == *envelope);
+        let Some(frontier) = Frontier::read(head.size, &head.frontier) else { return false };
+        self.log = Some(Log { database, origin, frontier, epoch, last_at, anchor, _locks: locks });
+        there
+    }
+}
+
+impl Log {
+    /// Starts a batch; a wall clock that stepped gets its entry first.
+    fn batch(&mut self, wall: Time) -> Batch {
+        let mut batch = Batch {
+            rows: Vec::new(),
+            frontier: self.frontier.clone(),
+            last_at: self.last_at,
+            projected: Vec::new(),
+        };
+        let expected = Time(self.anchor.0.0 + i64::try_from(self.anchor.1.elapsed().as_micros()).unwrap_or(0));
+        let step = wall.0 - expected.0;
+        if step.unsigned_abs() > CLOCK_STEP.as_micros() as u64 {
+            self.anchor = (wall, Instant::now());
+            let payload = json!({"v": 1, "at": wall, "expected": expected, "step_us": step});
+            self.seal(entry::lifecycle("clock", payload), &mut batch, wall);
+        }
+        batch
+    }
+
+    /// Takes a group's locks and seals its entries. `None`: a lock was lost.
+    async fn place(&mut self, group: &mut Group, batch: &mut Batch, wall: Time) -> Result<Option<Written>, store::Error> {
+        let last = batch.frontier.size() + group.entries.len().max(1) as u64 - 1;
+        let mut taken = None;
+        for op in &group.ops {
+            let database = &mut self.database;
+            let kept = match op {
+                TargetOp::Open { key, turn, over } => {
+                    let over = over.as_ref().map(|over| (over.origin.as_str(), over.index));
+                    taken = database.open_target(key, *turn, (&self.origin, last), over, wall.0).await?;
+                    taken.is_some()
+                }
+                TargetOp::Free { key, intent, turn } => {
+                    let freed = database.free_target(key, (&intent.origin, intent.index), *turn).await?;
+                    freed || turn.is_none()
+                }
+                TargetOp::Hold { key, held_by, intent, since } => {
+                    let (held_by, intent) = ((&*held_by.origin, held_by.index), (&*intent.origin, intent.index));
+                    database.hold_target(key, held_by, intent, since.0).await.map(|()| true)?
+                }
+                TargetOp::Revision { key, revision } => database.note_revision(key, revision).await.map(|()| true)?,
+                TargetOp::CreateToken(token) => database.create_token(token).await?,
+                TargetOp::RevokeToken(name, at) => database.revoke_token(name, *at).await?,
+            };
+            if !kept {
+                return Ok(None);
+            }
+        }
+        for entry in group.entries.clone() {
+            let seq = if entry.kind == "attempt" { taken } else { entry.seq };
+            self.seal(Unsealed { seq, ..entry }, batch, wall);
+        }
+        Ok(Some(Written { origin: self.origin.clone(), last, seq: taken }))
+    }
+
+    fn seal(&self, entry: Unsealed, batch: &mut Batch, wall: Time) {
+        let index = batch.frontier.size();
+        let at = Time(wall.0.max(batch.last_at.0 + 1));
+        let of = match &entry.of {
+            Of::Nothing => None,
+            Of::Entry(of) => Some(of.clone()),
+            Of::Back(places) => Some(EntryRef { origin: self.origin.clone(), index: index - places }),
+        };
+        let body = entry.payload.to_string().into_bytes();
+        let mut salt = [0u8; 32];
+        fill_random(&mut salt);
+        let envelope = entry.envelope(index, at, of.as_ref(), &entry::payload_digest(&salt, &body));
+        batch.frontier.append(&envelope);
+        batch.last_at = at;
+        let of = of.map(|of| (of.origin, of.index));
+        batch.rows.push(EntryRow { index, kind: entry.kind, of: of.clone(), envelope, salt, body });
+        batch.projected.push((batch.rows.len() - 1, entry.payload.clone(), entry, at));
+    }
+
+    async fn write(&mut self, batch: &Batch) -> Result<(), store::Error> {
+        if !batch.rows.is_empty() {
+            let first = self.database.append(&self.origin, &batch.rows).await?;
+            for (row, (place, payload, entry, at)) in (first..).zip(&batch.projected) {
+                let stored = &batch.rows[*place];
+                let facts = super::query::Facts {
+                    row,
+                    index: stored.index,
+                    kind: entry.kind,
+                    at: at.0,
+                    of: stored.of.as_ref(),
+                    change: entry.change.map(|change| change.to_string()),
+                    target: entry.target.as_deref(),
+                    operation: entry.operation.as_deref(),
+                    result: entry.result,
+                };
+                project(&mut self.database, &facts, payload).await?;
+            }
+            let head = Head { size: batch.frontier.size(), frontier: batch.frontier.bytes(), epoch: self.epoch };
+            if !self.database.advance(&self.origin, self.frontier.size(), &head).await? {
+                return Err(store::Error::Wait("somebody else appended to this log".to_owned()));
+            }
+        }
+        self.database.commit().await
+    }
+}
+
+fn lock(path: &std::path::Path) -> Result<File, store::Error> {
+    match keys::lock(path) {
+        Ok(Some(file)) => Ok(file),
+        Ok(None) => Err(store::Error::Wait(format!("{} is held by another process", path.display()))),
+        Err(error) => Err(store::Error::Wait(format!("{}: {error}", path.display()))),
+    }
+}
+
+async fn last_time(database: &mut Database, origin: &str, size: u64) -> Result<Time, store::Error> {
+    let Some(last) = size.checked_sub(1) else { return Ok(Time(0)) };
+    let entry = database.entry(origin, last).await?;
+    let at = entry.and_then(|entry| json::own::<Value>(&entry.envelope).ok()?["at"].as_i64());
+    at.map(Time).ok_or_else(|| store::Error::Fatal(format!("entry {last} of the log cannot be read")))
+}
+
+fn of_index(entry: &Unsealed) -> Option<u64> {
+    match &entry.of {
+        Of::Entry(of) if entry.kind == "outcome" => Some(of.index),
+        _ => None,
+    }
+}
+
+/// The outcome of an intent whose task is gone: nobody saw its end.
+fn unfinished(attempt: &store::StoredEntry, now: Time, keys: &keys::Keys) -> Option<Group> {
+    let envelope: Value = json::own(&attempt.envelope).ok()?;
+    let of = EntryRef { origin: attempt.origin.clone(), index: attempt.index };
+    let text = |name: &str| envelope[name].as_str().map(str::to_owned);
+    let seq = envelope["seq"].as_u64();
+    let intended = entry::Intended {
+        change: text("change")?.parse().ok()?,
+        operation: text("operation"),
+        object: None,
+        target: text("target"),
+        seq,
+        before: None,
+    };
+    let mut outcome = Outcome::seen(OutcomeResult::Unknown, None, now, Duration::ZERO);
+    outcome.evidence = Some(json!({"reason": "the gateway stopped before the outcome was recorded"}));
+    let mut group = Group::of(entry::outcome(&of, &intended, &outcome, now, keys));
+    if let (Some(key), Some(_)) = (text("target"), seq) {
+        group.ops.push(TargetOp::Hold { key, held_by: of.clone(), intent: of, since: now });
+    }
+    Some(group)
+}
+
+/// Derives the projection anew from the log.
+pub(super) async fn rebuild(database: &mut Database) -> Result<(), store::Error> {
+    database.begin().await?;
+    database.clear_projection(PROJECTION_VERSION).await?;
+    let mut next = 0;
+    loop {
+        let entries = database.entries_from(next).await?;
+        let Some(last) = entries.last() else { break };
+        next = last.row + 1;
+        for entry in &entries {
+            let envelope: Value = json::own(&entry.envelope).unwrap_or(Value::Null);
+            let payload: Value = json::own(entry.body.as_deref().unwrap_or(b"{}")).unwrap_or(Value::Null);
+            let facts = super::query::Facts {
+                row: entry.row,
+                index: entry.index,
+                kind: &entry.kind,
+                at: envelope["at"].as_i64().unwrap_or(0),
+                of: entry.of.as_ref(),
+                change: envelope["change"].as_str().map(str::to_owned),
+                target: envelope["target"].as_str(),
+                operation: envelope["operation"].as_str(),
+                result: envelope["result"].as_str(),
+            };
+            project(database, &facts, &payload).await?;
+        }
+    }
+    database.commit().await
+}

@@ -1,0 +1,392 @@
+//! The configuration: what is in force, and where each value came from.
+//!
+//! Comes in: flags, the environment (read here and nowhere else) and `patchwarden.toml`, laid into one table by
+//! [`layers`]. Each section then goes to the struct of the module that owns it, key by key, so that every error is
+//! found at once and named with its key and the place it came from. Goes out: a [`Config`] that can be served, as far as
+//! that can be known without a network. Refuses what would only fail later or would be less safe than it looks: limits
+//! of zero, certificates that do not fit, an admin port that is open to a network without TLS.
+
+mod defaults;
+mod layers;
+
+use std::fmt;
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+pub use defaults::default_text;
+pub use layers::{Flags, Origin, Problem};
+
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::policy::Mode;
+use crate::schema::UnknownMembers;
+use crate::server::TlsSettings;
+use crate::upstream::client_address::{self, TrustedProxies};
+use crate::upstream::{self, Upstream};
+use crate::{audit, log};
+use layers::Layers;
+
+/// What watched writes meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UngovernedWrites {
+    /// They are forwarded and recorded.
+    Forward,
+    /// They are refused and recorded.
+    Refuse,
+}
+
+/// The keys that stand in no section.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Top {
+    listen: SocketAddr,
+    admin_listen: SocketAddr,
+    data: PathBuf,
+    mode: Mode,
+    unknown_members: UnknownMembers,
+    ungoverned_writes: UngovernedWrites,
+}
+
+impl Default for Top {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7080)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 7081)),
+            data: PathBuf::from("patchwarden-data"),
+            mode: Mode::Enforce,
+            unknown_members: UnknownMembers::Warn,
+            ungoverned_writes: UngovernedWrites::Forward,
+        }
+    }
+}
+
+/// `[store]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Store {
+    url: Option<String>,
+}
+
+/// `[policies]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Policies {
+    dir: Option<PathBuf>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Log {
+    format: Option<log::Format>,
+    level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: None, level: "info".to_owned() }
+    }
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// File of an admin token beside those in the store.
+    pub token_file: Option<PathBuf>,
+    /// Whether `/metrics` needs no token.
+    pub open_metrics: bool,
+    /// Names by which browsers reach the port, beside its address.
+    pub hosts: Vec<String>,
+    /// Whether an address other than loopback may go without TLS.
+    pub plaintext: bool,
+    /// The certificate and its chain, PEM.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub key_file: Option<PathBuf>,
+}
+
+impl Admin {
+    /// TLS of the admin port.
+    pub fn tls(&self) -> TlsSettings {
+        TlsSettings {
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+            client_ca_file: None,
+        }
+    }
+}
+
+/// What is in force.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Where the admin listener is.
+    pub admin_listen: SocketAddr,
+    /// The data folder.
+    pub data: PathBuf,
+    /// Whether a denial stops a request.
+    pub mode: Mode,
+    /// What members meet that the schema does not know.
+    pub unknown_members: UnknownMembers,
+    /// What watched writes meet.
+    pub ungoverned_writes: UngovernedWrites,
+    /// The guarded API.
+    pub upstream: upstream::Settings,
+    /// `sqlite:<path>`.
+    pub store_url: String,
+    /// Folder of rules that are added to those of the bundle.
+    pub policies_dir: Option<PathBuf>,
+    /// TLS of the gateway's port.
+    pub tls: TlsSettings,
+    /// Whose `X-Forwarded-For` is believed.
+    pub client_address: client_address::Settings,
+    /// The admin listener.
+    pub admin: Admin,
+    /// The log of changes.
+    pub audit: audit::Settings,
+    /// How the gateway's own log is written.
+    pub log_format: log::Format,
+    /// From which level on.
+    pub log_level: String,
+    /// Every limit.
+    pub limits: Limits,
+    /// `[rules.…]`: settings laid over rules of the bundle.
+    pub rules: Table,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    provenance: Vec<Provenance>,
+}
+
+/// One value in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provenance {
+    /// `upstream.url`
+    pub key: String,
+    /// As TOML; nothing when it is not set. A password in a URL is left out.
+    pub value: Option<String>,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// All that is wrong with flags, variables and file.
+#[derive(Debug)]
+pub struct Errors(pub Vec<Problem>);
+
+impl std::error::Error for Errors {}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl Config {
+    /// Reads all layers. `needs_upstream` is for commands that serve, or check what would be served: then the upstream
+    /// must be given and certificates and tokens are read too. The texts beside the configuration are warnings.
+    pub fn load(flags: &Flags, needs_upstream: bool) -> Result<(Self, Vec<String>), Errors> {
+        Self::lay(Layers::read(flags, std::env::vars_os().collect()), needs_upstream)
+    }
+
+    fn lay(mut layers: Layers, serves: bool) -> Result<(Self, Vec<String>), Errors> {
+        let provenance = provenance(&layers);
+        let top: Top = section(&mut layers, "");
+        let store: Store = section(&mut layers, "store");
+        let policies: Policies = section(&mut layers, "policies");
+        let log: Log = section(&mut layers, "log");
+        let data = top.data.join("patchwarden.db");
+        let config = Self {
+            listen: top.listen,
+            admin_listen: top.admin_listen,
+            data: top.data,
+            mode: top.mode,
+            unknown_members: top.unknown_members,
+            ungoverned_writes: top.ungoverned_writes,
+            upstream: section(&mut layers, "upstream"),
+            store_url: store.url.unwrap_or_else(|| format!("sqlite:{}", data.display())),
+            policies_dir: policies.dir,
+            tls: section(&mut layers, "tls"),
+            client_address: section(&mut layers, "client_address"),
+            admin: section(&mut layers, "admin"),
+            audit: section(&mut layers, "audit"),
+            log_format: log.format.unwrap_or_else(format_here),
+            log_level: log.level,
+            limits: section(&mut layers, "limits"),
+            rules: std::mem::take(&mut layers.rules),
+            file: layers.file.clone(),
+            provenance,
+        };
+        config.check(&mut layers);
+        // What follows from a value that could not be read would only confuse.
+        if serves && layers.problems.is_empty() {
+            config.check_serving(&mut layers);
+        }
+        if layers.problems.is_empty() { Ok((config, layers.warnings)) } else { Err(Errors(layers.problems)) }
+    }
+
+    /// What every setting is, and where it came from, in the order of the printed defaults.
+    pub fn provenance(&self) -> &[Provenance] {
+        &self.provenance
+    }
+
+    fn check(&self, layers: &mut Layers) {
+        for limit in self.limits.zeros() {
+            layers.wrong(&format!("limits.{limit}"), "is zero; a limit cannot be switched off");
+        }
+        if !log::LEVELS.contains(&self.log_level.as_str()) {
+            layers.wrong(
+                "log.level",
+                format!("is `{}`; write one of {}", self.log_level, log::LEVELS.join(", ")),
+            );
+        }
+        let (scheme, path) = self.store_url.split_once(':').unwrap_or(("", ""));
+        match scheme {
+            "sqlite" if path.starts_with(":memory:") => {
+                layers.wrong("store.url", "is in memory; the log has to outlive the process, name a file");
+            }
+            "sqlite" if !path.trim_start_matches('/').is_empty() => {}
+            "postgres" | "postgresql" => {
+                layers.wrong(
+                    "store.url",
+                    "PostgreSQL is not built yet; write `sqlite:` and the path of a file",
+                );
+            }
+            _ => layers.wrong("store.url", "names no known store; write `sqlite:` and the path of a file"),
+        }
+        if let Err(text) = TrustedProxies::new(&self.client_address) {
+            wrong_at(layers, "client_address.trusted_proxies", &text);
+        }
+        if self.listen.port() != 0 && self.listen == self.admin_listen {
+            layers.wrong("admin_listen", "is the gateway's own port; give the admin listener another");
+        }
+        let bare = self.admin.cert_file.is_none() && self.admin.key_file.is_none();
+        if bare && !self.admin.plaintext && !self.admin_listen.ip().to_canonical().is_loopback() {
+            layers.wrong(
+                "admin_listen",
+                format!(
+                    "{} can be reached from a network, and tokens would cross it in the clear; set admin.cert_file and admin.key_file, or say admin.plaintext = true, or listen on 127.0.0.1",
+                    self.admin_listen
+                ),
+            );
+        }
+    }
+
+    /// What serving needs beyond a readable configuration; everything but the network and the store.
+    fn check_serving(&self, layers: &mut Layers) {
+        match Upstream::new(&self.upstream, self.limits.connect.0, std::sync::Arc::new(Metrics::new())) {
+            Ok(_) => {}
+            Err(error @ upstream::Error::CaFile { .. }) => {
+                wrong_at(layers, "upstream.ca_file", &error.to_string());
+            }
+            Err(error) => wrong_at(layers, "upstream.url", &error.to_string()),
+        }
+        for (name, settings) in [("tls", &self.tls), ("admin", &self.admin.tls())] {
+            if let Err(text) = settings.acceptor(name) {
+                let key = text.split([' ', ':']).next().unwrap_or(name).to_owned();
+                wrong_at(layers, &key, &text);
+            }
+        }
+        if let Some(path) = &self.admin.token_file
+            && let Err(error) = std::fs::read(path)
+        {
+            layers.wrong("admin.token_file", format!("{} cannot be read: {error}", path.display()));
+        }
+        // The folder itself is made when it is opened.
+        let there = self.data.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir());
+        if let Some(file) = there {
+            layers.wrong(
+                "data",
+                format!(
+                    "{} cannot be made: {} is no folder; name a folder this user may write",
+                    self.data.display(),
+                    file.display()
+                ),
+            );
+        }
+    }
+}
+
+/// Notes a text that may begin with the key itself.
+fn wrong_at(layers: &mut Layers, key: &str, text: &str) {
+    layers.wrong(key, text.strip_prefix(key).unwrap_or(text).trim_start_matches([':', ' ']));
+}
+
+fn format_here() -> log::Format {
+    if std::io::stderr().is_terminal() { log::Format::Pretty } else { log::Format::Json }
+}
+
+/// Reads one section, or the keys outside of all when `name` is empty. Each key is tried by itself, so that all that
+/// is wrong is found; what is wrong keeps its default.
+fn section<T: DeserializeOwned + Default>(layers: &mut Layers, name: &str) -> T {
+    let mut table = match name {
+        "" => layers.table.clone(),
+        name => layers.table.get(name).and_then(Value::as_table).cloned().unwrap_or_default(),
+    };
+    if name.is_empty() {
+        table.retain(|_, value| !value.is_table());
+    }
+    let settings = defaults::settings();
+    let mut good = Table::new();
+    for (key, value) in table {
+        let alone = Table::from_iter([(key.clone(), value.clone())]);
+        match alone.try_into::<T>() {
+            Ok(_) => {
+                good.insert(key, value);
+            }
+            Err(error) => {
+                let full = if name.is_empty() { key } else { format!("{name}.{key}") };
+                let like = settings.iter().find(|setting| setting.key == full);
+                let like =
+                    like.map(|setting| format!("; write one like {}", setting.shown)).unwrap_or_default();
+                layers.wrong(&full, format!("{}{like}", error.message()));
+            }
+        }
+    }
+    good.try_into().unwrap_or_default()
+}
+
+fn provenance(layers: &Layers) -> Vec<Provenance> {
+    let given = |key: &str| match key.split_once('.') {
+        None => layers.table.get(key),
+        Some((section, name)) => layers.table.get(section).and_then(|table| table.get(name)),
+    };
+    let mut list: Vec<Provenance> = defaults::settings()
+        .into_iter()
+        .map(|setting| {
+            let origin = layers.origins.get(&setting.key).cloned().unwrap_or(Origin::Default);
+            let value = given(&setting.key)
+                .map(|value| without_password(&value.to_string()))
+                .or_else(|| setting.has_default.then(|| setting.shown.clone()));
+            Provenance { key: setting.key, value, origin }
+        })
+        .collect();
+    let file = layers.file.as_deref().unwrap_or(Path::new(""));
+    list.extend(layers.rules.iter().map(|(rule, value)| Provenance {
+        key: format!("rules.{rule}"),
+        value: Some(value.to_string()),
+        origin: Origin::File(file.to_owned()),
+    }));
+    list
+}
+
+/// `scheme://user:password@host` without what stands before the `@`.
+fn without_password(text: &str) -> String {
+    match text.split_once("://") {
+        Some((scheme, rest)) if rest.contains('@') => {
+            let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+            format!("{scheme}://…@{host}")
+        }
+        _ => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! The gateway's own log: one event a line, on standard error.
+//!
+//! Comes in: what other modules say through `tracing`, and the events people rely on, one function each. Goes out:
+//! JSON with every field at the top level (`ts`, `level`, `event`, `message`, …), or a line for people. Control
+//! characters are escaped in both, so that no value ends a line or speaks to a terminal. Other crates are heard from
+//! `warn` on. Bodies and tokens have no way in: a [`Change`] holds names, codes and counts only.
+
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tracing::field::{Field, Visit, display};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::clock::Clock;
+use crate::id::{ChangeId, TargetId};
+use crate::refusal::Code;
+
+/// How an event is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// For people at a terminal.
+    Pretty,
+    /// For machines.
+    Json,
+}
+
+/// Every `log.level`.
+pub const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Starts the log of this process; `level` is one of [`LEVELS`] and holds for the gateway's own events.
+pub fn init(format: Format, level: &str) -> Result<(), String> {
+    if !LEVELS.contains(&level) {
+        return Err(format!("log.level is `{level}`; write one of {}", LEVELS.join(", ")));
+    }
+    let own: LevelFilter = level.parse().map_err(|error| format!("log.level is `{level}`: {error}"))?;
+    let filter =
+        Targets::new().with_default(own.min(LevelFilter::WARN)).with_target(env!("CARGO_CRATE_NAME"), own);
+    tracing_subscriber::registry()
+        .with(Lines(format).with_filter(filter))
+        .try_init()
+        .map_err(|error| format!("the log cannot be started: {error}"))
+}
+
+/// Both ports are open.
+pub fn listening(gateway: SocketAddr, admin: SocketAddr) {
+    let (gateway, admin) = (display(gateway), display(admin));
+    tracing::info!(event = "listening", gateway, admin, "the gateway listens");
+}
+
+/// What became of one request on a governed or watched route.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the names are those of the record of a change")]
+pub struct Change<'a> {
+    pub change: Option<&'a ChangeId>,
+    pub operation: Option<&'a str>,
+    pub target: Option<&'a TargetId>,
+    pub caller: Option<&'a str>,
+    pub decision: &'a str,
+    pub code: Option<Code>,
+    pub outcome: &'a str,
+    /// Of the answer to the client.
+    pub status: u16,
+    pub duration: Option<Duration>,
+    /// What broke; makes the event a warning.
+    pub cause: Option<&'a str>,
+}
+
+/// One request on a governed or watched route has its answer.
+pub fn change(what: &Change<'_>) {
+    let (change, target) = (what.change.map(display), what.target.map(display));
+    let code = what.code.map(Code::as_str);
+    let ms = what.duration.map(|taken| (taken.as_secs_f64() * 10_000.0).round() / 10.0);
+    let &Change { operation, caller, decision, outcome, status, cause, .. } = what;
+    let name = operation.unwrap_or("a request");
+    macro_rules! say {
+        ($level:ident) => {
+            tracing::$level!(
+                event = "change",
+                change,
+                operation,
+                target,
+                caller,
+                decision,
+                code,
+                outcome,
+                status,
+                ms,
+                cause,
+                "{name}: {decision}, {outcome}, answered {status}"
+            )
+        };
+    }
+    match cause {
+        Some(_) => say!(warn),
+        None => say!(info),
+    }
+}
+
+/// The audit log cannot be written: governed and watched writes are refused from here on.
+pub fn degraded(detail: &str) {
+    tracing::error!(event = "degraded", detail, "the audit log cannot be written: {detail}");
+}
+
+/// It can be written again.
+pub fn recovered() {
+    tracing::info!(event = "recovered", "the audit log is written again");
+}
+
+/// A request claimed an address or a certificate that is not passed on. Said at most once a minute.
+pub fn client_identity_dropped(address: IpAddr) {
+    let address = display(address);
+    tracing::warn!(
+        event = "client_identity_dropped",
+        address,
+        "a request claimed to be another client; if {address} is a proxy of yours, add it to client_address.trusted_proxies"
+    );
+}
+
+/// New policies are in force.
+pub fn reloaded(policy_digest: &str) {
+    tracing::info!(event = "reloaded", policy_digest, "the policies were reloaded");
+}
+
+/// What was to be loaded is wrong; what was in force stays in force.
+pub fn reload_failed(detail: &str) {
+    tracing::error!(event = "reload_failed", detail, "the policies stay as they were: {detail}");
+}
+
+/// The process ends.
+pub fn stopped() {
+    tracing::info!(event = "stopped", "the gateway has stopped");
+}
+
+/// Writes each event as one line.
+struct Lines(Format);
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let ts = Clock::System.now().to_string();
+        let line = match self.0 {
+            Format::Json => json_line(&ts, *event.metadata().level(), fields),
+            Format::Pretty => pretty_line(&ts, *event.metadata().level(), fields),
+        };
+        // A log that nobody reads is no reason to stop.
+        let _ = std::io::stderr().lock().write_all(line.as_bytes());
+    }
+}
+
+/// An event's fields in the order they were given, its message apart.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    named: Vec<(&'static str, Value)>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        match field.name() {
+            "message" => self.message = value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+            // What the bridge from the crate `log` adds for itself.
+            name if name.starts_with("log.") => {}
+            name => self.named.push((name, value)),
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, json!(value));
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, json!(value));
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, json!(value));
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, json!(value));
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, json!(value));
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, Value::String(format!("{value:?}")));
+    }
+}
+
+fn json_line(ts: &str, level: Level, fields: Fields) -> String {
+    let level = level.as_str().to_ascii_lowercase();
+    let members = [("ts", json!(ts)), ("level", json!(level))]
+        .into_iter()
+        .chain(fields.named)
+        .chain([("message", json!(fields.message))]);
+    let members: Vec<String> = members.map(|(name, value)| format!("{}:{value}", json!(name))).collect();
+    // JSON leaves DEL and the controls above it as they are; terminals do not.
+    let mut line = String::from("{");
+    for c in members.join(",").chars() {
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+            let _ = write!(line, "\\u{:04x}", u32::from(c));
+        } else {
+            line.push(c);
+        }
+    }
+    line + "}\n"
+}
+
+fn pretty_line(ts: &str, level: Level, fields: Fields) -> String {
+    let mut line = format!("{ts} {level:5} {}", escaped(&fields.message));
+    for (name, value) in &fields.named {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let _ = write!(line, "  {name}={}", escaped(&value));
+    }
+    line + "\n"
+}
+
+fn escaped(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let (plain, hidden) =
+                if c.is_control() { (None, Some(c.escape_default())) } else { (Some(c), None) };
+            plain.into_iter().chain(hidden.into_iter().flatten())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields() -> Fields {
+        let named =
+            vec![("event", json!("change")), ("status", json!(403)), ("caller", json!("a\nb\u{1b}\u{9b}"))];
+        Fields { message: "said\rso".to_owned(), named }
+    }
+
+    #[test]
+    fn an_event_is_one_line_of_json_with_its_fields_at_the_top() {
+        let line = json_line("2026-11-23T06:20:01Z", Level::INFO, fields());
+        assert_eq!(line.chars().filter(|c| c.is_control()).count(), 1, "{line}");
+        let read = crate::json::value(line.trim_end().as_bytes()).unwrap();
+        assert_eq!(
+            read,
+            json!({"ts": "2026-11-23T06:20:01Z", "level": "info", "event": "change", "status": 403,
+                "caller": "a\nb\u{1b}\u{9b}", "message": "said\rso"})
+        );
+    }
+
+    #[test]
+    fn an_event_for_people_is_one_line_too() {
+        let line = pretty_line("06:20:01", Level::WARN, fields());
+        assert_eq!(line, "06:20:01 WARN  said\\rso  event=change  status=403  caller=a\\nb\\u{1b}\\u{9b}\n");
+    }
+
+    #[test]
+    fn a_level_that_is_none_names_those_that_are() {
+        assert!(init(Format::Json, "loud").unwrap_err().contains("debug"));
+    }
+}
