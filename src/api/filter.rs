@@ -6,6 +6,7 @@
 
 use crate::audit::query::Filter;
 use crate::clock::Time;
+use crate::id::ChangeId;
 use crate::units::Span;
 
 /// Every name, in the order `history --help` lists them.
@@ -55,7 +56,7 @@ impl Listing {
             }
             match name.as_str() {
                 "limit" => listing.limit = number(value, max_limit)?,
-                "cursor" => listing.cursor = Some(text(name, value, "the `next_cursor` of the page before")?),
+                "cursor" => listing.cursor = Some(cursor(value)?),
                 _ => filter(&mut listing.filter, name, value, now)?,
             }
         }
@@ -144,6 +145,15 @@ fn number(value: &str, max: usize) -> Result<usize, String> {
         .ok_or_else(|| format!("`limit` is `{}`; give a number from 1 to {max}", shown(value)))
 }
 
+/// As the history writes it: a time and the id of the change it ended with.
+fn cursor(value: &str) -> Result<String, String> {
+    let ours = |(at, id): (&str, &str)| at.parse::<i64>().is_ok() && id.parse::<ChangeId>().is_ok();
+    if value.split_once('.').is_some_and(ours) {
+        return Ok(value.to_owned());
+    }
+    Err(format!("`cursor` is `{}`; give the `next_cursor` of the page before", shown(value)))
+}
+
 fn word(name: &str, value: &str, what: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     if !value.is_empty() && value.len() <= 100 && value.chars().all(plain) {
@@ -194,6 +204,7 @@ fn quoted(words: &[&str]) -> String {
 mod tests {
     use super::*;
 
+    const CURSOR: &str = "1795414801000000.019aaf3e-4f8b-7c31-9d50-9a0a4c1f2b3d";
     const NOW: Time = Time(1_795_414_801_000_000);
 
     fn parse(query: &[(&str, &str)]) -> Result<Listing, String> {
@@ -219,14 +230,14 @@ mod tests {
             ("contains", "abc"),
             ("unsettled", "true"),
             ("limit", "7"),
-            ("cursor", "x"),
+            ("cursor", CURSOR),
         ])
         .unwrap();
         assert_eq!(read.filter.target.as_deref(), Some(id.to_lowercase().as_str()));
         assert_eq!(read.filter.since, Some(Time(NOW.0 - 7_200_000_000)));
         assert_eq!(read.filter.until, Time::parse("2026-11-23T06:20:01Z"));
         assert!(read.filter.warned && read.filter.unsettled);
-        assert_eq!((read.limit, read.cursor.as_deref()), (7, Some("x")));
+        assert_eq!((read.limit, read.cursor.as_deref()), (7, Some(CURSOR)));
         assert_eq!(parse(&[]).unwrap().limit, 50);
     }
 
@@ -245,6 +256,7 @@ mod tests {
             ("contains", "ab", "give 3 to 200"),
             ("contains", &long, "give 3 to 200"),
             ("warned", "maybe", "`true` or `false`"),
+            ("cursor", "x", "the `next_cursor`"),
             ("limit", "0", "from 1 to 500"),
             ("limit", "501", "from 1 to 500"),
             ("rule", "a b", "a rule's id"),
