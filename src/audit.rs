@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Steps 8 and 10: the log.
 //!
 //! [`Audit::declare`] commits an intent, which is also the lock on its target, and is the only way to an [`Intent`];
@@ -55,29 +54,6 @@ pub struct Settings {
     /// From this size on changes are refused.
     pub wal_hard: Size,
     /// Disk space kept for outcomes.
-=======
-//! Stub: the log of changes.
-//!
-//! Holds only what the configuration hands over.
-
-use serde::Deserialize;
-
-use crate::units::{Size, Span};
-
-/// `[audit]` of the configuration.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// First part of the name of this instance's log.
-    pub name: Option<String>,
-    /// How long a change waits for its intent to be written.
-    pub commit_wait: Span,
-    /// Write-ahead log size from which more is done to fold it in.
-    pub wal_soft: Size,
-    /// Write-ahead log size from which no change is let through.
-    pub wal_hard: Size,
-    /// Free disk space below which no change is let through.
->>>>>>> wt-f1
     pub reserve: Size,
 }
 
@@ -92,7 +68,6 @@ impl Default for Settings {
         }
     }
 }
-<<<<<<< HEAD
 
 /// What a log is made of.
 pub struct Parts {
@@ -139,7 +114,8 @@ struct Shared {
     jobs: mpsc::UnboundedSender<Job>,
     status: watch::Sender<Status>,
     reader: RwLock<Option<Reader>>,
-    owned: Arc<Mutex<HashSet<u64>>>,
+    /// Indices of intents that a living task will finish.
+    owned: Mutex<HashSet<u64>>,
     folds: fold::Folds,
 }
 
@@ -171,6 +147,8 @@ pub struct Draft {
     pub operation: Option<String>,
     pub object: Option<Arc<Object>>,
     pub target: Option<TargetId>,
+    /// The target's turn before the state was read.
+    pub turn: Option<u64>,
     pub method: String,
     pub path: String,
     pub organization: Option<String>,
@@ -369,15 +347,24 @@ pub struct WatchedIntent {
 struct Declared {
     entry: EntryRef,
     intended: Intended,
-    _owned: Owned,
+    owned: Owned,
 }
 
-/// Keeps recovery away from an intent that a living task will finish.
-struct Owned(Arc<Mutex<HashSet<u64>>>, u64);
+/// Keeps recovery away from an intent that a living task will finish, and calls it when that task is lost.
+struct Owned {
+    shared: Arc<Shared>,
+    index: u64,
+    finished: bool,
+}
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.index);
+        if !self.finished {
+            let (reply, _) = oneshot::channel();
+            let group = Group { orphaned: true, ..Group::default() };
+            let _ = self.shared.jobs.send(Job { group, must: true, attempt: false, reply });
+        }
     }
 }
 
@@ -439,7 +426,7 @@ impl Audit {
             jobs,
             status: watch::Sender::new(began),
             reader: RwLock::new(None),
-            owned: Arc::default(),
+            owned: Mutex::default(),
             folds: fold::Folds::default(),
         });
         let mut writer = writer::Writer::new(shared.clone(), queue, path, parts.data);
@@ -480,12 +467,18 @@ impl Audit {
             Some(open) => Some(held(&reader, open, &row).await.map_err(Refusal::audit_unavailable)?),
             None => None,
         };
-        let newest = row.revision.as_deref().and_then(|text| Revision::of(&json::value(text.as_bytes()).ok()?));
+        let newest =
+            row.revision.as_deref().and_then(|text| Revision::of(&json::value(text.as_bytes()).ok()?));
         Ok(TargetNow { turn: row.turn, newest, hold })
     }
 
     /// What differs between a reading and the newest state this log recorded, when somebody changed it in between.
-    pub async fn drift(&self, target: &TargetId, reading: &Reading, newest: Option<&Revision>) -> Option<Value> {
+    pub async fn drift(
+        &self,
+        target: &TargetId,
+        reading: &Reading,
+        newest: Option<&Revision>,
+    ) -> Option<Value> {
         if newest == reading.revision() {
             return None;
         }
@@ -504,10 +497,17 @@ impl Audit {
         if !proven {
             let instance = shared.keys.instance();
             let made = entry::attempt(&draft, Some(refusal), None, instance, &shared.keys);
-            return Ok(shared.folds.take(draft.source, refusal.code, draft.id, made, shared.clock.now(), |unsealed| {
-                let (reply, _) = oneshot::channel();
-                self.send(Job { group: Group::of(unsealed), must: false, attempt: false, reply });
-            }));
+            return Ok(shared.folds.take(
+                draft.source,
+                refusal.code,
+                draft.id,
+                made,
+                shared.clock.now(),
+                |unsealed| {
+                    let (reply, _) = oneshot::channel();
+                    self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
+                },
+            ));
         }
         if refusal.code == Code::AuditUnavailable {
             return Err(refusal.clone());
@@ -515,9 +515,18 @@ impl Audit {
         loop {
             let settlement = draft.settlement.take();
             let mut group = Group::default();
-            self.settle_first(&mut group, settlement.as_ref(), &draft, None);
-            group.entries.push(entry::attempt(&draft, Some(refusal), None, shared.keys.instance(), &shared.keys));
-            note_revision(&mut group, draft.target.as_ref(), draft.before.as_ref());
+            self.settle_first(&mut group, settlement.as_ref(), &draft);
+            group.entries.push(entry::attempt(
+                &draft,
+                Some(refusal),
+                None,
+                shared.keys.instance(),
+                &shared.keys,
+            ));
+            if refusal.code != Code::BeforeStale {
+                let turn = draft.turn.map(|turn| turn + u64::from(settlement.is_some()));
+                note_revision(&mut group, draft.target.as_ref(), draft.before.as_ref(), turn);
+            }
             match self.write(group, shared.settings.commit_wait.0).await {
                 Ok(_) => return Ok(draft.id),
                 Err(NotWritten::Lost) if settlement.is_some() => {}
@@ -528,21 +537,27 @@ impl Audit {
     }
 
     /// Commits the intent of a governed write, which takes its target's lock in the same transaction.
-    pub async fn declare(&self, draft: Draft, permit: Permit, turn: u64, over: Option<Hold>) -> Result<Intent, Declined> {
+    pub async fn declare(
+        &self,
+        draft: Draft,
+        permit: Permit,
+        turn: u64,
+        over: Option<Hold>,
+    ) -> Result<Intent, Declined> {
         let shared = &self.0;
         let Some(target) = draft.target.clone() else {
             return Err(Declined::Refused(Refusal::audit_unavailable("an intent without target")));
         };
         let key = target.to_string();
         let mut group = Group::default();
-        let turn = if self.settle_first(&mut group, draft.settlement.as_ref(), &draft, Some(turn)) { turn + 1 } else { turn };
+        let turn = turn + u64::from(self.settle_first(&mut group, draft.settlement.as_ref(), &draft));
         let over_entry = over.as_ref().map(|over| over.intent.clone());
         group.ops.push(TargetOp::Open { key, turn, over: over_entry });
         group.entries.push(entry::attempt(&draft, None, over.as_ref(), shared.keys.instance(), &shared.keys));
-        note_revision(&mut group, Some(&target), draft.before.as_ref());
+        note_revision(&mut group, Some(&target), draft.before.as_ref(), None);
         let intended = self.intended(&draft);
         let proposed = draft.proposed.flatten().map(|state| state.recorded(&shared.keys));
-        let declared = self.commit_intent(group, intended).await?;
+        let declared = self.commit_intent(group, intended, over.as_ref()).await?;
         Ok(Intent { declared, permit, target, over, proposed })
     }
 
@@ -550,10 +565,12 @@ impl Audit {
     pub async fn declare_watched(&self, draft: Draft, watched: Watched) -> Result<WatchedIntent, Refusal> {
         let shared = &self.0;
         let group = Group::of(entry::attempt(&draft, None, None, shared.keys.instance(), &shared.keys));
-        match self.commit_intent(group, self.intended(&draft)).await {
+        match self.commit_intent(group, self.intended(&draft), None).await {
             Ok(declared) => Ok(WatchedIntent { declared, watched }),
             Err(Declined::Refused(refusal)) => Err(refusal),
-            Err(Declined::Lost) => Err(Refusal::audit_unavailable("a watched write lost a lock it never took")),
+            Err(Declined::Lost) => {
+                Err(Refusal::audit_unavailable("a watched write lost a lock it never took"))
+            }
         }
     }
 
@@ -565,27 +582,35 @@ impl Audit {
             target: draft.target.as_ref().map(ToString::to_string),
             seq: None,
             before: draft.before.as_ref().map(|seen| seen.recorded(&self.0.keys)),
+            policy: draft.policy.as_ref().map(ToString::to_string),
         }
     }
 
     /// Waits for the commit. When it comes too late for the client, nothing is forwarded, and the log will say so.
-    async fn commit_intent(&self, group: Group, mut intended: Intended) -> Result<Declared, Declined> {
+    async fn commit_intent(
+        &self,
+        group: Group,
+        mut intended: Intended,
+        over: Option<&Hold>,
+    ) -> Result<Declared, Declined> {
         let shared = &self.0;
         let (reply, mut answer) = oneshot::channel();
         self.send(Job { group, must: false, attempt: true, reply });
         let waited = tokio::time::timeout(shared.settings.commit_wait.0, &mut answer).await;
         let Ok(written) = waited else {
-            let audit = self.clone();
+            let (audit, over) = (self.clone(), over.cloned());
             shared.tasks.spawn(async move {
                 if let Ok(Ok(written)) = answer.await {
                     intended.seq = written.seq;
                     let declared = audit.declared(&written, intended);
                     let now = audit.0.clock.now();
                     let outcome = Outcome::seen(OutcomeResult::NotSent, None, now, Duration::ZERO);
-                    audit.finish_declared(&declared, &outcome, None).await;
+                    audit.finish_declared(declared, &outcome, over.as_ref()).await;
                 }
             });
-            return Err(Declined::Refused(Refusal::audit_unavailable("the commit took longer than audit.commit_wait")));
+            return Err(Declined::Refused(Refusal::audit_unavailable(
+                "the commit took longer than audit.commit_wait",
+            )));
         };
         match written {
             Ok(Ok(written)) => {
@@ -593,46 +618,57 @@ impl Audit {
                 Ok(self.declared(&written, intended))
             }
             Ok(Err(NotWritten::Lost)) => Err(Declined::Lost),
-            Ok(Err(NotWritten::Unavailable(cause))) => Err(Declined::Refused(Refusal::audit_unavailable(cause))),
+            Ok(Err(NotWritten::Unavailable(cause))) => {
+                Err(Declined::Refused(Refusal::audit_unavailable(cause)))
+            }
             Err(_) => Err(Declined::Refused(Refusal::audit_unavailable("the writer is gone"))),
         }
     }
 
     fn declared(&self, written: &Written, intended: Intended) -> Declared {
         let entry = EntryRef { origin: written.origin.clone(), index: written.last };
-        Declared { entry, intended, _owned: Owned(self.0.owned.clone(), written.last) }
+        Declared {
+            entry,
+            intended,
+            owned: Owned { shared: self.0.clone(), index: written.last, finished: false },
+        }
     }
 
     /// Records what became of a governed write and opens its target again, or keeps it held when that is not known.
     pub async fn finish(&self, intent: Intent, outcome: Outcome) -> Recorded {
-        self.finish_declared(&intent.declared, &outcome, Some((&intent.target, intent.over.as_ref()))).await
+        self.finish_declared(intent.declared, &outcome, intent.over.as_ref()).await
     }
 
     /// Records what became of a watched write.
     pub async fn finish_watched(&self, intent: WatchedIntent, outcome: Outcome) -> Recorded {
-        self.finish_declared(&intent.declared, &outcome, None).await
+        self.finish_declared(intent.declared, &outcome, None).await
     }
 
     async fn finish_declared(
         &self,
-        declared: &Declared,
+        mut declared: Declared,
         outcome: &Outcome,
-        locked: Option<(&TargetId, Option<&Hold>)>,
+        over: Option<&Hold>,
     ) -> Recorded {
         let shared = &self.0;
         let now = shared.clock.now();
-        let mut group = Group::of(entry::outcome(&declared.entry, &declared.intended, outcome, now, &shared.keys));
-        let key = locked.map(|(target, _)| target.to_string()).or_else(|| declared.intended.target.clone());
-        let over = locked.and_then(|(_, over)| over);
-        if let Some(key) = key.filter(|_| declared.intended.seq.is_some()) {
-            close(&mut group, key, &declared.entry, outcome, over);
-        }
+        let mut group =
+            Group::of(entry::outcome(&declared.entry, &declared.intended, outcome, now, &shared.keys));
         let settlement = outcome.settlement.clone().or_else(|| settled_by_removal(outcome, over));
         if let Some(settlement) = &settlement {
             group.entries.extend(entry::settlements(settlement, now, &shared.keys));
         }
-        let seen = outcome.after.as_ref().or_else(|| settlement.as_ref().and_then(|settlement| settlement.after.as_ref()));
-        note_revision(&mut group, locked.map(|(target, _)| target), seen);
+        if let Some(key) = declared.intended.target.clone().filter(|_| declared.intended.seq.is_some()) {
+            close(&mut group, key.clone(), &declared.entry, outcome, over);
+            let settled = settlement.as_ref().and_then(|settlement| settlement.after.as_ref());
+            note_revision(
+                &mut group,
+                TargetId::from_key(&key).as_ref(),
+                outcome.after.as_ref().or(settled),
+                None,
+            );
+        }
+        declared.owned.finished = true;
         let (reply, answer) = oneshot::channel();
         self.send(Job { group, must: true, attempt: false, reply });
         match tokio::time::timeout(OUTCOME_WAIT, answer).await {
@@ -642,8 +678,11 @@ impl Audit {
     }
 
     /// Puts a settlement before the attempt it came with. `true` when the target's turn moves by it.
-    fn settle_first(&self, group: &mut Group, settlement: Option<&Settlement>, draft: &Draft, turn: Option<u64>) -> bool {
-        let (Some(settlement), Some(target)) = (settlement, &draft.target) else { return false };
+    fn settle_first(&self, group: &mut Group, settlement: Option<&Settlement>, draft: &Draft) -> bool {
+        let (Some(settlement), Some(target), Some(turn)) = (settlement, &draft.target, draft.turn) else {
+            return false;
+        };
+        let turn = Some(turn);
         group.ops.push(TargetOp::Free { key: target.to_string(), intent: settlement.of.clone(), turn });
         group.entries.extend(entry::settlements(settlement, self.0.clock.now(), &self.0.keys));
         true
@@ -695,7 +734,13 @@ impl Audit {
     /// Adds an admin token; `false` when the name is taken.
     pub async fn create_token(&self, name: &str, role: &str, hash: &str) -> Result<bool, String> {
         let created_at = self.0.clock.now().0;
-        let row = TokenRow { name: name.into(), role: role.into(), hash: hash.into(), created_at, revoked_at: None };
+        let row = TokenRow {
+            name: name.into(),
+            role: role.into(),
+            hash: hash.into(),
+            created_at,
+            revoked_at: None,
+        };
         self.on_tokens(TargetOp::CreateToken(row)).await
     }
 
@@ -769,10 +814,10 @@ fn settled_by_removal(outcome: &Outcome, over: Option<&Hold>) -> Option<Settleme
     })
 }
 
-fn note_revision(group: &mut Group, target: Option<&TargetId>, seen: Option<&Seen>) {
+fn note_revision(group: &mut Group, target: Option<&TargetId>, seen: Option<&Seen>, turn: Option<u64>) {
     if let (Some(target), Some(seen)) = (target, seen) {
         let revision = seen.revision.as_ref().map_or_else(|| "null".to_owned(), |r| json!(r).to_string());
-        group.ops.push(TargetOp::Revision { key: target.to_string(), revision });
+        group.ops.push(TargetOp::Revision { key: target.to_string(), revision, turn });
     }
 }
 
@@ -796,5 +841,3 @@ async fn held(reader: &Reader, open: &(String, u64), row: &store::TargetRow) -> 
         over: json::typed(payload["over"].clone()).ok(),
     })
 }
-=======
->>>>>>> wt-f1

@@ -1,34 +1,293 @@
-//! Stub: what is in force, loaded and checked.
+//! What is in force: the catalogue, the operations with their schemas, and the policies.
 //!
-//! Accepts everything and has no cases.
+//! A bundle is compiled into the binary. `--policies DIR` adds rule files to it (the id of a bundled rule replaces that
+//! rule) and cases; with `extends = "none"` in `DIR/bundle.toml` no bundled rule is in force, and the folder may bring a
+//! catalogue, objects, operations and schemas of its own. The configuration lays settings over single rules. Everything
+//! wrong is found at once; nothing is loaded in part. The digest covers all that can change a decision.
 
+mod cases;
+mod files;
+mod read;
+
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::policy::Settings;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::id::Digest;
+use crate::json;
+use crate::operation::{Catalogue, Operation};
+use crate::policy::{Mode, Policies, Rule, Settings};
+use crate::schema::Schema;
+
+use cases::Case;
+use files::Files;
+
+const MANIFEST: &str = "bundle.toml";
+const CATALOGUE: &str = "catalogue.toml";
+/// What the configuration is called in errors.
+const CONFIGURATION: &str = "the configuration";
+/// What a folder may replace only when it extends nothing.
+const GOVERNED: [&str; 4] = [CATALOGUE, "objects/", "operations/", "schemas/"];
 
 /// One thing that is wrong in a policy file.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadError {
     /// The file.
     pub file: String,
-    /// The key in it.
+    /// The key in it; empty for the whole file.
     pub key: String,
     /// What is wrong.
     pub message: String,
 }
 
-/// What is in force.
-#[derive(Debug)]
-pub struct Bundle;
-
-impl Bundle {
-    /// Loads it.
-    pub fn load(_: Option<&Path>, _: &toml::Table, _: Settings) -> Result<Self, Vec<LoadError>> {
-        Ok(Self)
-    }
-
-    /// Runs its cases; one text for each that fails.
-    pub fn run_cases(&self) -> Vec<String> {
-        Vec::new()
+impl LoadError {
+    fn new(file: &str, key: &str, message: impl Into<String>) -> Self {
+        Self { file: file.to_owned(), key: key.to_owned(), message: message.into() }
     }
 }
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.key.as_str() {
+            "" => write!(f, "{}: {}", self.file, self.message),
+            key => write!(f, "{}: `{key}`: {}", self.file, self.message),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "name and version are for people and for the digest, which covers the whole file"
+)]
+struct Manifest {
+    format: u32,
+    name: Option<String>,
+    version: Option<String>,
+    #[serde(default)]
+    extends: Extends,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Extends {
+    #[default]
+    Builtin,
+    None,
+}
+
+/// A rule file in force.
+struct RuleFile {
+    id: String,
+    file: String,
+    text: String,
+    table: toml::Table,
+}
+
+/// What is in force.
+#[derive(Debug)]
+pub struct Bundle {
+    governed: read::Governed,
+    policies: Policies,
+    own_cases: Vec<Case>,
+    /// The bundled cases, with the bundled rules as they are without anything laid over them.
+    bundled: Option<(Policies, Vec<Case>)>,
+}
+
+impl Bundle {
+    /// What is compiled in, enforcing, with nothing laid over it.
+    pub fn builtin() -> Result<Self, Vec<LoadError>> {
+        let settings = Settings { ip_allow_listing: true, mode: Mode::Enforce };
+        Self::load(None, &toml::Table::new(), settings)
+    }
+
+    /// Loads what is compiled in, what the folder adds, and what the configuration lays over single rules.
+    pub fn load(
+        dir: Option<&Path>,
+        overlays: &toml::Table,
+        settings: Settings,
+    ) -> Result<Self, Vec<LoadError>> {
+        let mut errors = Vec::new();
+        let builtin = Files::builtin();
+        let own = dir.map_or_else(Files::default, |dir| Files::of_folder(dir, &mut errors));
+        let extends = own.get(MANIFEST).map_or(Extends::Builtin, |text| manifest(text, &mut errors));
+        let own_governed = GOVERNED.iter().any(|prefix| own.under(prefix).next().is_some());
+        if own_governed && extends == Extends::Builtin {
+            let message = "a catalogue, objects, operations and schemas are taken from this folder only with `extends = \"none\"`";
+            errors.push(LoadError::new(MANIFEST, "extends", message));
+        }
+        let governed_files = if own_governed { &own } else { &builtin };
+        let governed = read::governed(governed_files, &mut errors);
+
+        let bundled = rule_files(&builtin, &mut errors);
+        let plain: Vec<Rule> = bundled.iter().filter_map(|rule| Rule::read(&rule.table, None).ok()).collect();
+        let in_force = match extends {
+            Extends::Builtin => laid_over(bundled, rule_files(&own, &mut errors)),
+            Extends::None => rule_files(&own, &mut errors),
+        };
+        let rules = rules(&in_force, overlays, &mut errors);
+        let digest = digest(governed_files, &own, &in_force, overlays, settings);
+        let own_cases = cases::read(&own, &mut errors);
+        let bundled_cases = cases::read(&builtin, &mut errors);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let bundled = (extends == Extends::Builtin).then(|| {
+            let settings = Settings { ip_allow_listing: true, mode: Mode::Enforce };
+            (Policies::new(plain, settings, digest.clone()), bundled_cases)
+        });
+        Ok(Self { governed, policies: Policies::new(rules, settings, digest), own_cases, bundled })
+    }
+
+    /// Every write that decides who may log in.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.governed.catalogue
+    }
+
+    /// The schema of an operation.
+    pub fn schema(&self, operation: &str) -> Option<&Schema> {
+        self.governed.schemas.get(operation)
+    }
+
+    /// The rules.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// Covers all that can change a decision: rules with what is laid over them, settings, schemas, objects, catalogue.
+    pub fn digest(&self) -> &Digest {
+        self.policies.digest()
+    }
+
+    /// The governed operations by name.
+    pub fn operations(&self) -> &BTreeMap<String, Arc<Operation>> {
+        &self.governed.operations
+    }
+
+    /// One governed operation.
+    pub fn operation(&self, name: &str) -> Option<&Arc<Operation>> {
+        self.governed.operations.get(name)
+    }
+
+    /// Runs the policy cases, one text for each that fails: the bundled ones by the bundled rules as they are, the
+    /// folder's own by everything in force; always enforcing.
+    pub fn run_cases(&self) -> Vec<String> {
+        let mut failures = cases::run(self, &self.policies, &self.own_cases);
+        if let Some((policies, cases)) = &self.bundled {
+            failures.extend(cases::run(self, policies, cases));
+        }
+        failures
+    }
+
+    /// How many policy cases there are.
+    pub fn case_count(&self) -> usize {
+        self.own_cases.len() + self.bundled.as_ref().map_or(0, |(_, cases)| cases.len())
+    }
+}
+
+fn manifest(text: &str, errors: &mut Vec<LoadError>) -> Extends {
+    match read::toml_file::<Manifest>(MANIFEST, text, errors) {
+        Some(manifest) => {
+            if manifest.format != 1 {
+                errors.push(LoadError::new(MANIFEST, "format", "must be 1"));
+            }
+            manifest.extends
+        }
+        None => Extends::Builtin,
+    }
+}
+
+/// The rule files of a folder: those in `rules/`, and those beside it.
+fn rule_files(files: &Files, errors: &mut Vec<LoadError>) -> Vec<RuleFile> {
+    let beside = files.root().filter(|(file, _)| !matches!(*file, MANIFEST | CATALOGUE));
+    let mut rules: Vec<RuleFile> = Vec::new();
+    for (file, text) in files.under("rules/").chain(beside) {
+        let Some(table) = read::toml_file::<toml::Table>(file, text, errors) else { continue };
+        let Some(id) = table.get("id").and_then(toml::Value::as_str) else {
+            errors.push(LoadError::new(file, "id", "must be the rule's name"));
+            continue;
+        };
+        if let Some(other) = rules.iter().find(|rule| rule.id == id) {
+            errors.push(LoadError::new(file, "id", format!("`{id}` stands in {} already", other.file)));
+            continue;
+        }
+        let (id, file, text) = (id.to_owned(), file.to_owned(), text.to_owned());
+        rules.push(RuleFile { id, file, text, table });
+    }
+    rules
+}
+
+/// A rule of `own` takes the place of the bundled one with its id.
+fn laid_over(mut bundled: Vec<RuleFile>, own: Vec<RuleFile>) -> Vec<RuleFile> {
+    for rule in own {
+        match bundled.iter_mut().find(|other| other.id == rule.id) {
+            Some(place) => *place = rule,
+            None => bundled.push(rule),
+        }
+    }
+    bundled
+}
+
+fn rules(files: &[RuleFile], overlays: &toml::Table, errors: &mut Vec<LoadError>) -> Vec<Rule> {
+    for (id, overlay) in overlays {
+        let key = format!("rules.{id}");
+        if !files.iter().any(|rule| rule.id == *id) {
+            let known: Vec<_> = files.iter().map(|rule| rule.id.as_str()).collect();
+            let message = format!("there is no such rule; there are: {}", known.join(", "));
+            errors.push(LoadError::new(CONFIGURATION, &key, message));
+        } else if !overlay.is_table() {
+            errors.push(LoadError::new(CONFIGURATION, &key, "must be a table"));
+        }
+    }
+    let mut rules = Vec::new();
+    for RuleFile { id, file, table, .. } in files {
+        // What is wrong without the overlay is the file's; the rest came with it.
+        let plain = Rule::read(table, None);
+        let overlay = overlays.get(id).and_then(toml::Value::as_table);
+        match (plain, overlay) {
+            (Ok(rule), None) => rules.push(rule),
+            (Ok(_), Some(overlay)) => match Rule::read(table, Some(overlay)) {
+                Ok(rule) => rules.push(rule),
+                Err(wrong) => errors.extend(wrong.into_iter().map(|error| {
+                    let key = format!("rules.{id}.{}", error.key);
+                    LoadError::new(CONFIGURATION, key.trim_end_matches('.'), error.message)
+                })),
+            },
+            (Err(wrong), _) => {
+                errors.extend(wrong.into_iter().map(|error| LoadError::new(file, &error.key, error.message)));
+            }
+        }
+    }
+    rules
+}
+
+fn digest(
+    governed: &Files,
+    own: &Files,
+    rules: &[RuleFile],
+    overlays: &toml::Table,
+    settings: Settings,
+) -> Digest {
+    let texts = |prefix: &str| -> BTreeMap<String, String> {
+        governed.under(prefix).map(|(file, text)| (file.to_owned(), text.to_owned())).collect()
+    };
+    let manifest = own.get(MANIFEST).or_else(|| governed.get(MANIFEST));
+    let rules: BTreeMap<&str, &str> = rules.iter().map(|rule| (&*rule.id, &*rule.text)).collect();
+    let governed: Vec<Value> = GOVERNED.iter().map(|prefix| json!(texts(prefix))).collect();
+    let all = json!({
+        "manifest": manifest,
+        "governed": governed,
+        "rules": rules,
+        "overlays": overlays.to_string(),
+        "ip_allow_listing": settings.ip_allow_listing,
+    });
+    Digest::sha256(&[&json::canonical(&all)])
+}
+
+#[cfg(test)]
+mod tests;

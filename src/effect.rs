@@ -87,21 +87,22 @@ mod tests {
 
     fn proposed(write: Write, before: Option<&str>, body: Value) -> Proposed {
         let operation = operation(write);
-        let before =
-            before.map(|branch| State::read(&operation.object, "i", &row(branch)).unwrap().state);
+        let before = before.map(|branch| State::read(&operation.object, "i", &row(branch)).unwrap().state);
         let edit = Edit::read(&operation.object, &Document::of(body).unwrap()).unwrap();
         propose(&operation, before.as_ref(), Some(&edit))
     }
 
     /// The fields the request does not name, with where they come from.
-    fn check(write: Write, before: Option<&str>, body: Value, expected: &[(&str, refusal::From, Value)]) {
+    fn check(write: Write, before: Option<&str>, body: &Value, expected: &[(&str, refusal::From, Value)]) {
         let proposed = proposed(write, before, body.clone());
         let state = proposed.state.unwrap();
         let found: Map<String, Value> = state
             .fields()
             .iter()
             .filter(|(name, _)| proposed.from[*name] != Request)
-            .map(|(name, field)| (name.clone(), json!([format!("{:?}", proposed.from[name]), field.normal()])))
+            .map(|(name, field)| {
+                (name.clone(), json!([format!("{:?}", proposed.from[name]), field.normal()]))
+            })
             .collect();
         let expected: Map<String, Value> = expected
             .iter()
@@ -144,12 +145,12 @@ mod tests {
             let mut expected = kept();
             expected.push(("jwksCaCert", Default, json!("")));
             expected.push(("publicKeys", Default, json!([])));
-            check(Write::Overlay, Some(before), body, &expected);
+            check(Write::Overlay, Some(before), &body, &expected);
             let body = json!({"configurationType": "static", "publicKeys": ["k3"]});
             let mut expected = kept();
             expected.push(("jwksCaCert", Default, json!("")));
             expected.push(("jwksUrl", Default, json!("")));
-            check(Write::Overlay, Some(before), body, &expected);
+            check(Write::Overlay, Some(before), &body, &expected);
         }
     }
 
@@ -158,11 +159,11 @@ mod tests {
         let body = json!({"configurationType": "jwks", "jwksUrl": "https://a", "boundClaims": {}});
         let mut expected = defaults();
         expected.push(("publicKeys", Default, json!([])));
-        check(Write::Create, None, body, &expected);
+        check(Write::Create, None, &body, &expected);
         let body = json!({"configurationType": "static", "publicKeys": ["k"], "boundClaims": {}});
         let mut expected = defaults();
         expected.push(("jwksUrl", Default, json!("")));
-        check(Write::Create, None, body, &expected);
+        check(Write::Create, None, &body, &expected);
     }
 
     #[test]

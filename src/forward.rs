@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Request};
 use serde_json::Value;
@@ -70,7 +69,12 @@ impl Reply {
 
     /// The table of semantics 7.
     fn of(answer: Result<Answer, Failure>, write: Write, object: &Arc<Object>, target_id: &str) -> Self {
-        let unknown = |answer, handler_ended| Self { result: OutcomeResult::Unknown, after: None, answer, handler_ended };
+        let unknown = |answer, handler_ended| Self {
+            result: OutcomeResult::Unknown,
+            after: None,
+            answer,
+            handler_ended,
+        };
         let answer = match answer {
             Ok(answer) => answer,
             Err(Failure::NotSent(cause)) => return Self::unsent(&cause),
@@ -100,7 +104,12 @@ impl Reply {
 }
 
 /// `Some(None)`: removed. `None`: the body does not say what the state is now.
-fn after(write: Write, object: &Arc<Object>, target_id: &str, body: Option<&Value>) -> Option<Option<Stored>> {
+fn after(
+    write: Write,
+    object: &Arc<Object>,
+    target_id: &str,
+    body: Option<&Value>,
+) -> Option<Option<Stored>> {
     match write {
         Write::Remove => Some(None),
         Write::Overlay | Write::Create => State::read(object, target_id, body?).ok().map(Some),

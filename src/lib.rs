@@ -64,6 +64,7 @@ pub mod refusal;
 pub mod json;
 pub mod network;
 pub mod metrics;
+pub mod log;
 // the world outside
 pub mod keys;
 pub mod store;
@@ -77,8 +78,14 @@ pub mod body;
 pub mod schema;
 pub mod before;
 pub mod effect;
+pub mod policy;
+pub mod bundle;
+pub mod audit;
+pub mod forward;
+pub mod settle;
 pub mod respond;
 pub mod passthrough;
+pub mod pipeline;
 // reading and administration
 pub mod view;
 pub mod access;

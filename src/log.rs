@@ -109,6 +109,11 @@ pub fn degraded(detail: &str) {
     tracing::error!(event = "degraded", detail, "the audit log cannot be written: {detail}");
 }
 
+/// An entry that the log's own rules refuse: a defect here, never the load.
+pub fn poisoned(detail: &str) {
+    tracing::error!(event = "poisoned", detail, "an entry was refused by the log's own rules: {detail}");
+}
+
 /// It can be written again.
 pub fn recovered() {
     tracing::info!(event = "recovered", "the audit log is written again");
@@ -149,7 +154,7 @@ impl<S: Subscriber> Layer<S> for Lines {
         let ts = Clock::System.now().to_string();
         let line = match self.0 {
             Format::Json => json_line(&ts, *event.metadata().level(), fields),
-            Format::Pretty => pretty_line(&ts, *event.metadata().level(), fields),
+            Format::Pretty => pretty_line(&ts, *event.metadata().level(), &fields),
         };
         // A log that nobody reads is no reason to stop.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
@@ -214,7 +219,7 @@ fn json_line(ts: &str, level: Level, fields: Fields) -> String {
     line + "}\n"
 }
 
-fn pretty_line(ts: &str, level: Level, fields: Fields) -> String {
+fn pretty_line(ts: &str, level: Level, fields: &Fields) -> String {
     let mut line = format!("{ts} {level:5} {}", escaped(&fields.message));
     for (name, value) in &fields.named {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -257,7 +262,7 @@ mod tests {
 
     #[test]
     fn an_event_for_people_is_one_line_too() {
-        let line = pretty_line("06:20:01", Level::WARN, fields());
+        let line = pretty_line("06:20:01", Level::WARN, &fields());
         assert_eq!(line, "06:20:01 WARN  said\\rso  event=change  status=403  caller=a\\nb\\u{1b}\\u{9b}\n");
     }
 

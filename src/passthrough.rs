@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::WatchedIntent;
 use crate::id::ChangeId;
 use crate::metrics::Metrics;
 use crate::refusal::{Code, Refusal};
@@ -105,6 +106,16 @@ impl Passthrough {
     /// Passes a watched write through, between its two records. The answer is stamped with the change; beside it
     /// stands what is known of the write: the upstream's status, or why there is none.
     pub async fn carry(
+        &self,
+        request: Request<Incoming>,
+        client: &Client,
+        intent: &WatchedIntent,
+    ) -> (Response, Result<StatusCode, Failure>) {
+        self.carried(request, client, &intent.change()).await
+    }
+
+    /// What [`Passthrough::carry`] does; apart, so that tests need no log.
+    pub(crate) async fn carried(
         &self,
         request: Request<Incoming>,
         client: &Client,

@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use http::header::ORIGIN;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{Audit, Declined, Draft, Hold, Intent, Outcome, OutcomeResult, Recorded, Seen};
+use crate::audit::{Audit, Declined, Draft, Hold, Intent, Outcome, OutcomeResult, Recorded, Seen, Settled};
 use crate::before::{self, Freshness, Reading};
 use crate::body::{self, Unread};
 use crate::bundle::Bundle;
@@ -33,7 +33,7 @@ use crate::keys::Keys;
 use crate::limits::Limits;
 use crate::metrics::{DecisionLabels, Metrics, OutcomeLabels, RuleLabels};
 use crate::operation::{Edit, Operation, Write, diff};
-use crate::passthrough::{self, Passthrough};
+use crate::passthrough::Passthrough;
 use crate::policy::{self, Facts, Permit};
 use crate::refusal::{Code, Finding, Refusal};
 use crate::respond::{self, Response, WarningHeaders};
@@ -136,7 +136,7 @@ struct Judged {
     permit: Permit,
     proposed: Proposed,
     warnings: WarningHeaders,
-    over: Option<crate::id::EntryRef>,
+    over: Option<Hold>,
 }
 
 /// How a carry ended.
@@ -149,17 +149,23 @@ enum Carried {
 
 impl Gateway {
     /// Answers one request.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: std::net::SocketAddr, tls: bool) -> Response {
+    pub async fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: std::net::SocketAddr,
+        tls: bool,
+    ) -> Response {
         let bundle = self.bundle.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let client =
-            Client::of(request.headers(), request.uri(), peer, tls, &self.trusted, &self.metrics);
+        let client = Client::of(request.headers(), request.uri(), peer, tls, &self.trusted, &self.metrics);
         self.note_claim(&client);
         let method = request.method().clone();
         let found = route::find(bundle.catalogue(), request.method(), request.uri(), request.version());
         let (class, response) = match found {
             Ok(Match::Passthrough) => ("passthrough", self.passthrough.stream(request, &client).await),
             Ok(Match::Watched(watched)) => ("watched", self.watched(request, &client, watched).await),
-            Ok(Match::Governed(governed)) => ("governed", self.governed(request, &client, governed, bundle).await),
+            Ok(Match::Governed(governed)) => {
+                ("governed", self.governed(request, &client, governed, bundle).await)
+            }
             Err(refusal) => ("governed", self.not_canonical(request, &client, refusal).await),
         };
         self.metrics.answered(class, &method, response.status());
@@ -225,7 +231,14 @@ impl Gateway {
             }
         };
         draft.caller = caller.record();
-        let read = body::read(&parts.headers, body, operation.write, limits.body.bytes(), limits.body_read.0, &self.keys);
+        let read = body::read(
+            &parts.headers,
+            body,
+            operation.write,
+            limits.body.bytes(),
+            limits.body_read.0,
+            &self.keys,
+        );
         let received = read.await.map_err(|Unread { refusal, seen }| {
             if let Some((digest, length)) = seen {
                 (draft.body_digest, draft.body_length) = (Some(digest), Some(length));
@@ -258,7 +271,12 @@ impl Gateway {
         Ok(Admitted { governed, caller, headers, edit, document: received.document, reading, turn })
     }
 
-    fn source<'a>(&'a self, operation: &'a Operation, governed: &'a Governed, headers: &'a HeaderMap) -> before::Source<'a> {
+    fn source<'a>(
+        &'a self,
+        operation: &'a Operation,
+        governed: &'a Governed,
+        headers: &'a HeaderMap,
+    ) -> before::Source<'a> {
         before::Source {
             upstream: &self.upstream,
             object: &operation.object,
@@ -281,7 +299,8 @@ impl Gateway {
         origin: Option<&HeaderValue>,
     ) -> Response {
         let target = admitted.governed.target().clone();
-        let waiting = self.memory.queues.wait(&target, admitted.caller.fingerprint(), self.limits.target_wait.0);
+        let waiting =
+            self.memory.queues.wait(&target, admitted.caller.fingerprint(), self.limits.target_wait.0);
         let mut place = match waiting.await {
             Ok(place) => place,
             Err(refusal) => return self.refuse(draft, refusal, origin).await,
@@ -316,11 +335,17 @@ impl Gateway {
             }
         }
         drop(place);
-        let busy = Refusal::new(Code::TargetBusy, "Other changes of this identity kept coming between; try again");
+        let busy =
+            Refusal::new(Code::TargetBusy, "Other changes of this identity kept coming between; try again");
         self.refuse(draft, busy.retry_after(1), origin).await
     }
 
-    async fn judge_once(&self, draft: &mut Draft, admitted: &mut Admitted, bundle: &Bundle) -> Result<Judged, Refusal> {
+    async fn judge_once(
+        &self,
+        draft: &mut Draft,
+        admitted: &mut Admitted,
+        bundle: &Bundle,
+    ) -> Result<Judged, Refusal> {
         let operation = admitted.governed.operation().clone();
         let over = self.refresh(draft, admitted, &operation).await?;
         let before = admitted.reading.stored.as_ref();
@@ -336,7 +361,8 @@ impl Gateway {
             }
             (Write::Overlay | Write::Remove, Some(_)) | (Write::Create, None) => {}
         }
-        let proposed = effect::propose(&operation, before.map(|stored| &stored.state), admitted.edit.as_ref());
+        let proposed =
+            effect::propose(&operation, before.map(|stored| &stored.state), admitted.edit.as_ref());
         draft.proposed = Some(proposed.state.clone());
         let facts = Facts::new(
             &operation,
@@ -345,7 +371,8 @@ impl Gateway {
             admitted.edit.as_ref(),
             admitted.document.as_ref(),
             admitted.governed.target(),
-        );
+        )
+        .with_schema(bundle.schema(&operation.name));
         match policy::decide(bundle.policies(), &facts, &self.keys) {
             Ok(permit) => {
                 draft.warnings.retain(|warning| warning.rule == "rolled-back");
@@ -373,11 +400,12 @@ impl Gateway {
         draft: &mut Draft,
         admitted: &mut Admitted,
         operation: &Operation,
-    ) -> Result<Option<crate::id::EntryRef>, Refusal> {
+    ) -> Result<Option<Hold>, Refusal> {
         let target = admitted.governed.target().clone();
         let mut now = self.audit.look(&target).await?;
         if now.turn != admitted.turn || admitted.reading.age() > MAX_READING_AGE {
-            admitted.reading = before::fetch(&self.source(operation, &admitted.governed, &admitted.headers)).await?;
+            admitted.reading =
+                before::fetch(&self.source(operation, &admitted.governed, &admitted.headers)).await?;
             admitted.turn = now.turn;
         }
         let patience = Instant::now() + STALE_PATIENCE;
@@ -402,6 +430,7 @@ impl Gateway {
             }
         }
         draft.settlement = None;
+        draft.turn = Some(admitted.turn);
         draft.drift = self.audit.drift(&target, &admitted.reading, now.newest.as_ref()).await;
         match &now.hold {
             None => Ok(None),
@@ -416,13 +445,15 @@ impl Gateway {
         admitted: &Admitted,
         hold: &Hold,
         write: Write,
-    ) -> Result<Option<crate::id::EntryRef>, Refusal> {
-        if let Some(settlement) = settle::judge(hold, &admitted.reading, self.late_write_limit, "next_before", &self.keys) {
+    ) -> Result<Option<Hold>, Refusal> {
+        if let Some(settlement) =
+            settle::judge(hold, &admitted.reading, self.late_write_limit, "next_before", &self.keys)
+        {
             draft.settlement = Some(settlement);
             return Ok(None);
         }
         if write == Write::Remove {
-            return Ok(Some(hold.intent.clone()));
+            return Ok(Some(hold.clone()));
         }
         let seconds = settle::wait(hold, self.clock.now(), self.late_write_limit);
         let detail = format!(
@@ -479,7 +510,12 @@ impl Gateway {
     }
 
     /// A write that is forwarded as it came and recorded before and after.
-    async fn watched(self: &Arc<Self>, request: Request<Incoming>, client: &Client, watched: Watched) -> Response {
+    async fn watched(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        client: &Client,
+        watched: Watched,
+    ) -> Response {
         let _in_flight = self.metrics.in_flight("watched");
         let origin = request.headers().get(ORIGIN).cloned();
         let (parts, body) = request.into_parts();
@@ -497,19 +533,30 @@ impl Gateway {
         let (client, origin_in_task) = (client.clone(), origin.clone());
         let carried = self.tasks.spawn(async move {
             let (id, started) = (draft.id, Instant::now());
-            let operation = draft.operation.clone();
+            let (operation, target) = (draft.operation.clone(), draft.target.clone());
             let intent = match gateway.audit.declare_watched(draft.clone(), watched).await {
                 Ok(intent) => intent,
                 Err(refusal) => return gateway.refuse(draft, refusal, origin_in_task.as_ref()).await,
             };
-            let request = Request::from_parts(parts, body);
-            let mut response = gateway.passthrough.stream(request, &client).await;
-            let result = passthrough::outcome(&response);
-            let status = response.status().as_u16();
-            let outcome = Outcome::seen(result, Some(status), gateway.clock.now(), started.elapsed());
+            let (mut response, end) =
+                gateway.passthrough.carry(Request::from_parts(parts, body), &client, &intent).await;
+            let result = watched_result(&end);
+            let status = end.as_ref().ok().map(StatusCode::as_u16);
+            let outcome = Outcome::seen(result, status, gateway.clock.now(), started.elapsed());
             let recorded = gateway.audit.finish_watched(intent, outcome).await;
             gateway.count_outcome(operation.as_deref().unwrap_or("none"), result);
-            respond::stamp(response.headers_mut(), &id, respond::AnsweredBy::Upstream);
+            crate::log::change(&crate::log::Change {
+                change: Some(&id),
+                operation: operation.as_deref(),
+                target: target.as_ref(),
+                caller: None,
+                decision: "allow",
+                code: None,
+                outcome: result.as_str(),
+                status: response.status().as_u16(),
+                duration: Some(started.elapsed()),
+                cause: end.as_ref().err().map(ToString::to_string).as_deref(),
+            });
             if recorded == Recorded::Pending {
                 respond::mark_pending(response.headers_mut());
             }
@@ -533,6 +580,7 @@ impl Gateway {
             operation: None,
             object: None,
             target: None,
+            turn: None,
             method: parts.method.as_str().chars().take(16).collect(),
             path: format!("{} bytes, {spelled}", target.len()),
             organization: caller::organization(&parts.headers),
@@ -618,7 +666,15 @@ impl Carry {
             cause: reply.answer.as_ref().err().map(ToString::to_string).as_deref(),
         });
         drop(self.place);
-        Carried::Answered(reply_to_client(reply, code, change, &warnings, recorded, &gateway.metrics, self.headers.get(ORIGIN)))
+        Carried::Answered(reply_to_client(
+            reply,
+            code,
+            change,
+            &warnings,
+            recorded,
+            &gateway.metrics,
+            self.headers.get(ORIGIN),
+        ))
     }
 
     /// What the reply proves, beside what was proposed; an unseen end is looked at once more while the token is at hand.
@@ -647,7 +703,8 @@ impl Carry {
         }
         if let (Some(proposed), Some(after)) = (&proposed.state, after) {
             let policies = self.bundle.policies();
-            outcome.breach = policy::breaches(policies, &self.operation, proposed, &after.state, &gateway.keys);
+            outcome.breach =
+                policy::breaches(policies, &self.operation, proposed, &after.state, &gateway.keys);
             if !outcome.breach.is_empty() {
                 gateway.metrics.breaches.inc();
             }
@@ -667,8 +724,10 @@ impl Carry {
             clock: &gateway.clock,
         };
         let reading = before::fetch(&source).await.ok()?;
-        let hold = intent.as_hold(outcome, Seen::of(self.before.as_ref()), &gateway.keys);
-        settle::judge(&hold, &reading, gateway.late_write_limit, "read_after", &gateway.keys)
+        let hold = intent.as_hold(outcome, &Seen::of(self.before.as_ref()));
+        let settlement =
+            settle::judge(&hold, &reading, gateway.late_write_limit, "read_after", &gateway.keys)?;
+        (settlement.result == Settled::Applied).then_some(settlement)
     }
 }
 
@@ -704,9 +763,15 @@ fn reply_to_client(
 
 fn unseen_end(code: Code) -> &'static str {
     match code {
-        Code::UpstreamUnreachable => "The upstream could not be reached, so the change was not sent; it is safe to try again",
-        Code::UpstreamTimeout => "The change was sent, but the upstream did not answer in time (`limits.forward`)",
-        _ => "The change was sent, but the upstream's answer was cut, too large, or not one that can be passed on",
+        Code::UpstreamUnreachable => {
+            "The upstream could not be reached, so the change was not sent; it is safe to try again"
+        }
+        Code::UpstreamTimeout => {
+            "The change was sent, but the upstream did not answer in time (`limits.forward`)"
+        }
+        _ => {
+            "The change was sent, but the upstream's answer was cut, too large, or not one that can be passed on"
+        }
     }
 }
 
@@ -717,6 +782,17 @@ fn code_of(reply: &Reply) -> Option<Code> {
         Err(Failure::NotSent(_)) => Some(Code::UpstreamUnreachable),
         Err(Failure::TimedOut) => Some(Code::UpstreamTimeout),
         Err(Failure::Cut(_) | Failure::TooLarge) => Some(Code::UpstreamBroken),
+    }
+}
+
+/// What the head of a watched write's answer proves (semantics 7); its body is not read.
+fn watched_result(end: &Result<StatusCode, Failure>) -> OutcomeResult {
+    match end.as_ref().map(StatusCode::as_u16) {
+        Ok(200..=299) => OutcomeResult::Applied,
+        Ok(400 | 401 | 403 | 404 | 409 | 422 | 429) => OutcomeResult::Rejected,
+        Ok(_) => OutcomeResult::Unknown,
+        Err(Failure::NotSent(_)) => OutcomeResult::NotSent,
+        Err(Failure::TimedOut | Failure::Cut(_) | Failure::TooLarge) => OutcomeResult::Unknown,
     }
 }
 
@@ -732,7 +808,9 @@ fn rolled_back() -> Finding {
         request_pointer: None,
         value: serde_json::Value::Null,
         limit: serde_json::Value::Null,
-        message: "The upstream's state is older than the last one recorded here and stays so: it was rolled back".to_owned(),
+        message:
+            "The upstream's state is older than the last one recorded here and stays so: it was rolled back"
+                .to_owned(),
         help: "Compare this identity's history with the upstream".to_owned(),
     }
 }

@@ -84,12 +84,7 @@ impl Watched {
 }
 
 /// Finds what a request line means; refuses every other spelling of a governed or watched route.
-pub fn find(
-    catalogue: &Catalogue,
-    method: &Method,
-    uri: &Uri,
-    version: Version,
-) -> Result<Match, Refusal> {
+pub fn find(catalogue: &Catalogue, method: &Method, uri: &Uri, version: Version) -> Result<Match, Refusal> {
     if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS) {
         return Ok(Match::Passthrough);
     }

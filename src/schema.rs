@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Step 4: does the request fit the operation's schema, and what does it say in normal form.
 //!
 //! In comes a strict JSON object, out comes an [`Edit`]. Whatever the JSON Schema (2020-12) or a field's kind does not
@@ -217,21 +216,3 @@ fn argument(object: &Object, place: &str) -> String {
 
 #[cfg(test)]
 mod tests;
-=======
-//! Stub: whether a document fits its schema.
-//!
-//! Holds only what the configuration hands over.
-
-use serde::Deserialize;
-
-/// What happens to members the schema does not know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UnknownMembers {
-    /// They are dropped and the answer warns.
-    #[default]
-    Warn,
-    /// They are refused.
-    Refuse,
-}
->>>>>>> wt-f1

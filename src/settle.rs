@@ -19,7 +19,13 @@ use crate::operation::Revision;
 const AFTER_HANDLER_ENDED: Duration = Duration::from_secs(5);
 
 /// What a reading proves about a held intent; `None` while it may still land.
-pub fn judge(hold: &Hold, reading: &Reading, late_write_limit: Duration, by: &'static str, keys: &Keys) -> Option<Settlement> {
+pub fn judge(
+    hold: &Hold,
+    reading: &Reading,
+    late_write_limit: Duration,
+    by: &'static str,
+    keys: &Keys,
+) -> Option<Settlement> {
     let limit = if hold.fast_late { AFTER_HANDLER_ENDED.min(late_write_limit) } else { late_write_limit };
     let late = reading.began.since(hold.since) > limit && reading.began > hold.since;
     let moved = moved(hold.before_revision.as_ref(), reading.revision());
@@ -39,7 +45,15 @@ pub fn judge(hold: &Hold, reading: &Reading, late_write_limit: Duration, by: &'s
     });
     let after = Seen::of(reading.stored.as_ref());
     let also = hold.over.clone().into_iter().collect();
-    Some(Settlement { of: hold.intent.clone(), change: hold.change, result, evidence, by, after: Some(after), also })
+    Some(Settlement {
+        of: hold.intent.clone(),
+        change: hold.change,
+        result,
+        evidence,
+        by,
+        after: Some(after),
+        also,
+    })
 }
 
 /// Seconds until a read can prove that the write did not land.

@@ -8,7 +8,8 @@ CREATE TABLE log_meta (
     origin TEXT NOT NULL,
     key    TEXT NOT NULL,
     value  ANY  NOT NULL,
-    PRIMARY KEY (origin, key)
+    PRIMARY KEY (origin, key),
+    CHECK (key <> 'pruned_below' OR typeof(value) = 'integer')
 ) STRICT, WITHOUT ROWID;
 
 -- Entries are appended and never changed. `envelope` is the Merkle leaf, byte for byte.
@@ -20,7 +21,9 @@ CREATE TABLE entries (
     of_origin TEXT,
     of_idx    INTEGER,
     envelope  BLOB    NOT NULL,
-    UNIQUE (origin, idx)
+    UNIQUE (origin, idx),
+    CHECK ((of_origin IS NULL) = (of_idx IS NULL)),
+    CHECK (kind NOT IN ('outcome', 'settlement') OR of_idx IS NOT NULL)
 ) STRICT;
 
 -- An intent has at most one outcome and at most one settlement.
@@ -55,7 +58,8 @@ CREATE TABLE targets (
 -- REPLACE passes plain UPDATE and DELETE triggers, so the INSERT triggers look for what would be replaced.
 CREATE TRIGGER entries_next BEFORE INSERT ON entries
 WHEN NEW.idx <> COALESCE((SELECT MAX(idx) + 1 FROM entries WHERE origin = NEW.origin), 0)
-  OR EXISTS (SELECT 1 FROM entries WHERE row = NEW.row)
+  OR NEW.row <= COALESCE((SELECT MAX(row) FROM entries), 0)
+  OR (NEW.of_origin = NEW.origin AND NEW.of_idx >= NEW.idx)
   OR (NEW.kind IN ('outcome', 'settlement') AND EXISTS (
         SELECT 1 FROM entries
         WHERE of_origin = NEW.of_origin AND of_idx = NEW.of_idx AND kind = NEW.kind
@@ -70,7 +74,9 @@ BEGIN SELECT RAISE(ABORT, 'entries are never removed'); END;
 
 CREATE TRIGGER payloads_once BEFORE INSERT ON payloads
 WHEN EXISTS (SELECT 1 FROM payloads WHERE row = NEW.row)
-  OR NOT EXISTS (SELECT 1 FROM entries WHERE row = NEW.row)
+  OR NOT EXISTS (
+    SELECT 1 FROM entries e WHERE e.row = NEW.row AND e.idx >= COALESCE(
+        (SELECT value FROM log_meta m WHERE m.origin = e.origin AND m.key = 'pruned_below'), 0))
 BEGIN SELECT RAISE(ABORT, 'a payload belongs to one entry and is written once'); END;
 
 CREATE TRIGGER payloads_kept BEFORE UPDATE ON payloads
@@ -81,6 +87,13 @@ WHEN NOT EXISTS (
     SELECT 1 FROM entries e JOIN log_meta m ON m.origin = e.origin AND m.key = 'pruned_below'
     WHERE e.row = OLD.row AND e.idx < m.value)
 BEGIN SELECT RAISE(ABORT, 'payloads are removed only by retention'); END;
+
+CREATE TRIGGER log_head_grows BEFORE UPDATE ON log_head
+WHEN NEW.origin <> OLD.origin OR NEW.size < OLD.size OR NEW.epoch < OLD.epoch
+BEGIN SELECT RAISE(ABORT, 'a log only grows'); END;
+
+CREATE TRIGGER log_head_stays BEFORE DELETE ON log_head
+BEGIN SELECT RAISE(ABORT, 'a log only grows'); END;
 
 -- Outside the log: who may use the admin listener.
 CREATE TABLE admin_tokens (

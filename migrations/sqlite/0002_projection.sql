@@ -27,7 +27,7 @@ CREATE UNIQUE INDEX changes_id ON changes (id);
 -- History is ordered by time; every other filter walks this order.
 CREATE INDEX changes_at ON changes (at, id);
 -- The history of one identity.
-CREATE INDEX changes_target ON changes (target, at) WHERE target IS NOT NULL;
+CREATE INDEX changes_target ON changes (target, at, id) WHERE target IS NOT NULL;
 -- Recovery looks for intents without outcome: almost always none.
 CREATE INDEX changes_pending ON changes (row) WHERE outcome = 'pending';
 

@@ -61,7 +61,11 @@ impl Unsealed {
         member("policy", json!(self.policy));
         member("payload", json!(payload.as_str()));
         if let Some(of) = of {
-            let of = format!("\"of\":{{\"origin\":{},\"index\":{}}}", ascii(&json!(of.origin).to_string()), of.index);
+            let of = format!(
+                "\"of\":{{\"origin\":{},\"index\":{}}}",
+                ascii(&json!(of.origin).to_string()),
+                of.index
+            );
             text = text.replacen("\"of\":null", &of, 1);
         }
         text.push('}');
@@ -90,7 +94,13 @@ pub(super) fn payload_digest(salt: &[u8], body: &[u8]) -> Digest {
 }
 
 /// The attempt of a draft.
-pub(super) fn attempt(draft: &Draft, refusal: Option<&Refusal>, over: Option<&Hold>, instance: &str, keys: &Keys) -> Unsealed {
+pub(super) fn attempt(
+    draft: &Draft,
+    refusal: Option<&Refusal>,
+    over: Option<&Hold>,
+    instance: &str,
+    keys: &Keys,
+) -> Unsealed {
     let decision = match refusal {
         None => "allow",
         Some(refusal) if refusal.code == crate::refusal::Code::PolicyDenied => "deny",
@@ -112,11 +122,19 @@ pub(super) fn attempt(draft: &Draft, refusal: Option<&Refusal>, over: Option<&Ho
 }
 
 /// A refusal before the caller is proven holds no body: it can be sent by anybody, as often as they like.
-fn attempt_payload(draft: &Draft, refusal: Option<&Refusal>, over: Option<&Hold>, instance: &str, keys: &Keys) -> Value {
+fn attempt_payload(
+    draft: &Draft,
+    refusal: Option<&Refusal>,
+    over: Option<&Hold>,
+    instance: &str,
+    keys: &Keys,
+) -> Value {
     let object = draft.object.as_ref();
     let before = draft.before.as_ref().map(|seen| seen.recorded(keys));
-    let proposed = draft.proposed.as_ref().map(|state| state.as_ref().map_or(Value::Null, |state| state.recorded(keys)));
-    let diff = before.as_ref().zip(proposed.as_ref()).map(|(before, proposed)| diff_recorded(before, proposed));
+    let proposed =
+        draft.proposed.as_ref().map(|state| state.as_ref().map_or(Value::Null, |state| state.recorded(keys)));
+    let diff =
+        before.as_ref().zip(proposed.as_ref()).map(|(before, proposed)| diff_recorded(before, proposed));
     let line = object.zip(diff.as_ref()).map(|(object, diff)| {
         let is = |state: &Option<Value>| state.as_ref().is_some_and(|state| !state.is_null());
         summary(object, is(&before), is(&proposed), diff)
@@ -124,37 +142,50 @@ fn attempt_payload(draft: &Draft, refusal: Option<&Refusal>, over: Option<&Hold>
     let mut caller = draft.caller.clone();
     caller["proven"] = json!(draft.caller_proven);
     let proven = draft.caller_proven || refusal.is_none();
-    let body = draft.edit.as_ref().filter(|_| proven).zip(object).map(|(edit, object)| edit.recorded(object, keys));
+    let body =
+        draft.edit.as_ref().filter(|_| proven).zip(object).map(|(edit, object)| edit.recorded(object, keys));
     let findings = |refusal: &Refusal| {
-        if !draft.violations.is_empty() || !proven { json!(draft.violations) } else { json!(refusal.findings) }
+        if !draft.violations.is_empty() || !proven {
+            json!(draft.violations)
+        } else {
+            json!(refusal.findings)
+        }
     };
-    compact(json!({
-        "v": 1,
-        "object": object.map(|object| json!({"name": object.name, "version": object.version})),
-        "gateway": instance,
-        "mode": draft.mode,
-        "received_at": draft.received_at,
-        "source": {"address": draft.source, "user_agent": draft.user_agent, "trace_id": draft.trace_id},
-        "caller": caller,
-        "request": {"method": draft.method, "path": draft.path, "organization": draft.organization,
-            "body": body, "digest": draft.body_digest, "length": draft.body_length},
-        "before": before,
-        "before_revision": draft.before.as_ref().and_then(|seen| seen.revision.clone()),
-        "proposed": proposed,
-        "diff": diff,
-        "violations": refusal.map_or(json!([]), findings),
-        "warnings": draft.warnings,
-        "would": draft.would,
-        "drift": draft.drift,
-        "over": over.map(|hold| &hold.intent),
-        "summary": line,
-    }))
+    compact(
+        json!({
+            "v": 1,
+            "object": object.map(|object| json!({"name": object.name, "version": object.version})),
+            "gateway": instance,
+            "mode": draft.mode,
+            "received_at": draft.received_at,
+            "source": {"address": draft.source, "user_agent": draft.user_agent, "trace_id": draft.trace_id},
+            "caller": caller,
+            "request": {"method": draft.method, "path": draft.path, "organization": draft.organization,
+                "body": body, "digest": draft.body_digest, "length": draft.body_length},
+            "before_revision": draft.before.as_ref().and_then(|seen| seen.revision.clone()),
+            "diff": diff,
+            "violations": refusal.map_or(json!([]), findings),
+            "warnings": draft.warnings,
+            "would": draft.would,
+            "drift": draft.drift,
+            "over": over.map(|hold| &hold.intent),
+            "summary": line,
+        }),
+        [("before", before), ("proposed", proposed)],
+    )
 }
 
 /// The outcome of an intent. `before` is the state the intent was judged by.
-pub(super) fn outcome(of: &EntryRef, attempt: &Intended, outcome: &Outcome, now: Time, keys: &Keys) -> Unsealed {
+pub(super) fn outcome(
+    of: &EntryRef,
+    attempt: &Intended,
+    outcome: &Outcome,
+    now: Time,
+    keys: &Keys,
+) -> Unsealed {
     let after = outcome.after.as_ref().map(|seen| seen.recorded(keys));
-    let diff = after.as_ref().zip(attempt.before.as_ref()).map(|(after, before)| diff_recorded(before, after));
+    let diff =
+        after.as_ref().zip(attempt.before.as_ref()).map(|(after, before)| diff_recorded(before, after));
     let line = attempt.object.as_ref().zip(diff.as_ref()).map(|(object, diff)| {
         let is = |state: &Option<Value>| state.as_ref().is_some_and(|state| !state.is_null());
         summary(object, is(&attempt.before), is(&after), diff)
@@ -169,21 +200,23 @@ pub(super) fn outcome(of: &EntryRef, attempt: &Intended, outcome: &Outcome, now:
         result: Some(outcome.result.as_str()),
         code: outcome.code.map(crate::refusal::Code::as_str),
         status: outcome.status,
-        policy: None,
-        payload: compact(json!({
-            "v": 1,
-            "finished_at": now,
-            "duration_ms": milliseconds(outcome.duration),
-            "after": after,
-            "after_revision": outcome.after.as_ref().and_then(|seen| seen.revision.clone()),
-            "diff": diff,
-            "surprise": outcome.surprise,
-            "breach": if outcome.breach.is_empty() { Value::Null } else { json!(outcome.breach) },
-            "late_from": outcome.late_from,
-            "handler_ended": outcome.fast_late,
-            "evidence": outcome.evidence,
-            "summary": line,
-        })),
+        policy: attempt.policy.clone(),
+        payload: compact(
+            json!({
+                "v": 1,
+                "finished_at": now,
+                "duration_ms": milliseconds(outcome.duration),
+                "after_revision": outcome.after.as_ref().and_then(|seen| seen.revision.clone()),
+                "diff": diff,
+                "surprise": outcome.surprise,
+                "breach": if outcome.breach.is_empty() { Value::Null } else { json!(outcome.breach) },
+                "late_from": outcome.late_from,
+                "handler_ended": outcome.fast_late,
+                "evidence": outcome.evidence,
+                "summary": line,
+            }),
+            [("after", after)],
+        ),
     }
 }
 
@@ -201,14 +234,16 @@ pub(super) fn settlements(settlement: &Settlement, now: Time, keys: &Keys) -> Ve
         code: None,
         status: None,
         policy: None,
-        payload: compact(json!({
-            "v": 1,
-            "at": now,
-            "evidence": settlement.evidence,
-            "by": settlement.by,
-            "after": after,
-            "after_revision": settlement.after.as_ref().and_then(|seen| seen.revision.clone()),
-        })),
+        payload: compact(
+            json!({
+                "v": 1,
+                "at": now,
+                "evidence": settlement.evidence,
+                "by": settlement.by,
+                "after_revision": settlement.after.as_ref().and_then(|seen| seen.revision.clone()),
+            }),
+            [("after", after.clone())],
+        ),
     };
     let others = match settlement.result {
         super::Settled::NotApplied => super::Settled::NotApplied,
@@ -229,6 +264,7 @@ pub(super) struct Intended {
     pub seq: Option<u64>,
     /// Recorded form.
     pub before: Option<Value>,
+    pub policy: Option<String>,
 }
 
 /// A lifecycle entry.
@@ -255,10 +291,12 @@ impl Seen {
     }
 }
 
-/// Leaves out members that say nothing: a missing one reads as `null`.
-fn compact(payload: Value) -> Value {
+/// Leaves out members that say nothing. A state that was never read is left out, one that is absent is `null`.
+fn compact<const N: usize>(payload: Value, states: [(&str, Option<Value>); N]) -> Value {
     let Value::Object(members) = payload else { return payload };
-    members.into_iter().filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into()
+    let said = members.into_iter().filter(|(_, value)| !value.is_null());
+    let states = states.into_iter().filter_map(|(name, state)| Some((name.to_owned(), state?)));
+    said.chain(states).collect::<Map<_, _>>().into()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a duration for people")]

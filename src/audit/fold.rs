@@ -59,7 +59,8 @@ impl Folds {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.turn_over(now);
         let size = entry.payload.to_string().len() + 512;
-        let known_source = state.seen.len() < MAX_SOURCES * 32 || state.seen.contains_key(&(source, code.as_str()));
+        let known_source =
+            state.seen.len() < MAX_SOURCES * 32 || state.seen.contains_key(&(source, code.as_str()));
         if known_source && size <= MAX_ENTRY + 512 && state.spent + size <= DAILY_BYTES {
             let seen = state.seen.entry((source, code.as_str())).or_default();
             if *seen < OWN_ENTRIES {
@@ -73,7 +74,12 @@ impl Folds {
         let joint = state.spent >= DAILY_BYTES
             || (!state.folds.contains_key(&Some(source)) && state.folds.len() >= MAX_SOURCES);
         let key = if joint { None } else { Some(source) };
-        let fold = state.folds.entry(key).or_insert_with(|| Fold { id, counts: BTreeMap::new(), first: now, last: now });
+        let fold = state.folds.entry(key).or_insert_with(|| Fold {
+            id,
+            counts: BTreeMap::new(),
+            first: now,
+            last: now,
+        });
         *fold.counts.entry(code.as_str()).or_default() += 1;
         fold.last = now;
         fold.id
@@ -128,7 +134,11 @@ mod tests {
     use serde_json::Value;
 
     fn refusal() -> Unsealed {
-        Unsealed { kind: "attempt", ..Fold { id: ChangeId::at(Time(0)), counts: BTreeMap::new(), first: Time(0), last: Time(0) }.entry(None) }
+        Unsealed {
+            kind: "attempt",
+            ..Fold { id: ChangeId::at(Time(0)), counts: BTreeMap::new(), first: Time(0), last: Time(0) }
+                .entry(None)
+        }
     }
 
     fn total(entries: &[Unsealed]) -> u64 {

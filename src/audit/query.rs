@@ -36,7 +36,11 @@ pub(super) struct Facts<'a> {
 }
 
 /// Lays one entry into the projection.
-pub(super) async fn project(database: &mut Database, facts: &Facts<'_>, payload: &Value) -> Result<(), Error> {
+pub(super) async fn project(
+    database: &mut Database,
+    facts: &Facts<'_>,
+    payload: &Value,
+) -> Result<(), Error> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     match (facts.kind, facts.of) {
         ("attempt" | "fold", _) => {
@@ -76,14 +80,17 @@ pub(super) async fn project(database: &mut Database, facts: &Facts<'_>, payload:
         }
         ("settlement", Some(of)) => {
             let settled = Some((facts.result.unwrap_or("undecidable").to_owned(), facts.row));
-            database.project_update(&ChangeUpdate { of: of.clone(), settled, ..ChangeUpdate::default() }).await
+            database
+                .project_update(&ChangeUpdate { of: of.clone(), settled, ..ChangeUpdate::default() })
+                .await
         }
         _ => Ok(()),
     }
 }
 
 fn rules(payload: &Value) -> String {
-    let findings = ["violations", "warnings"].into_iter().filter_map(|name| payload[name].as_array()).flatten();
+    let findings =
+        ["violations", "warnings"].into_iter().filter_map(|name| payload[name].as_array()).flatten();
     spaced(findings.filter_map(|finding| finding["rule"].as_str()))
 }
 
@@ -96,7 +103,12 @@ fn spaced<'a>(words: impl Iterator<Item = &'a str>) -> String {
 }
 
 fn searchable(facts: &Facts<'_>, payload: &Value) -> String {
-    let parts = [&payload["caller"]["id"], &payload["caller"]["name"], &payload["source"]["user_agent"], &payload["source"]["address"]];
+    let parts = [
+        &payload["caller"]["id"],
+        &payload["caller"]["name"],
+        &payload["source"]["user_agent"],
+        &payload["source"]["address"],
+    ];
     let mut text = facts.target.unwrap_or("").to_ascii_lowercase();
     for part in parts.into_iter().filter_map(Value::as_str) {
         text.push('\n');
@@ -187,15 +199,29 @@ impl Reader {
     }
 
     /// One target's changes, oldest first.
-    pub async fn target_history(&self, target_id: &str, cursor: Option<&str>, limit: usize) -> Result<Page, String> {
+    pub async fn target_history(
+        &self,
+        target_id: &str,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, String> {
         let filter = Filter { target: Some(target_id.to_owned()), ..Filter::default() };
         self.walk(&filter, cursor, limit, true).await
     }
 
-    async fn walk(&self, filter: &Filter, cursor: Option<&str>, limit: usize, ascending: bool) -> Result<Page, String> {
+    async fn walk(
+        &self,
+        filter: &Filter,
+        cursor: Option<&str>,
+        limit: usize,
+        ascending: bool,
+    ) -> Result<Page, String> {
         let after = cursor.map(|cursor| place(cursor).ok_or("the cursor is none of ours")).transpose()?;
         let mut query = ChangeQuery {
-            target: filter.target.as_ref().map(|id| if id.contains('/') { id.clone() } else { format!("identity/{id}") }),
+            target: filter
+                .target
+                .as_ref()
+                .map(|id| if id.contains('/') { id.clone() } else { format!("identity/{id}") }),
             since: filter.since.map(|at| at.0),
             until: filter.until.map(|at| at.0),
             ascending,
@@ -235,7 +261,11 @@ impl Reader {
 
     /// The newest state this log recorded of a target, `null` when it was removed; `None` when it recorded none.
     pub(super) async fn last_state(&self, target: &str) -> Result<Option<Value>, String> {
-        let filter = Filter { target: Some(target.to_owned()), outcome: Some("applied".to_owned()), ..Filter::default() };
+        let filter = Filter {
+            target: Some(target.to_owned()),
+            outcome: Some("applied".to_owned()),
+            ..Filter::default()
+        };
         let page = self.page(&filter, None, 1).await?;
         Ok(page.changes.first().map(|change| change["after"].clone()))
     }
@@ -256,7 +286,12 @@ impl Reader {
             }
         }
         let get = |row: Option<i64>| row.and_then(|row| entries.get(&row));
-        Ok(rows.iter().filter_map(|row| Some(change(row, get(Some(row.row))?, get(row.outcome_row), get(row.settlement_row)))).collect())
+        Ok(rows
+            .iter()
+            .filter_map(|row| {
+                Some(change(row, get(Some(row.row))?, get(row.outcome_row), get(row.settlement_row)))
+            })
+            .collect())
     }
 }
 
@@ -286,7 +321,9 @@ impl Read {
 }
 
 fn fits(filter: &Filter, row: &ChangeRow) -> bool {
-    let is = |wanted: &Option<String>, have: Option<&str>| wanted.as_deref().is_none_or(|wanted| Some(wanted) == have);
+    let is = |wanted: &Option<String>, have: Option<&str>| {
+        wanted.as_deref().is_none_or(|wanted| Some(wanted) == have)
+    };
     let holds = |wanted: &Option<String>, words: &str| {
         wanted.as_deref().is_none_or(|wanted| words.contains(&format!(" {wanted} ")))
     };
@@ -332,9 +369,11 @@ fn change(row: &ChangeRow, attempt: &Read, outcome: Option<&Read>, settlement: O
     };
     let diff = if later("diff").is_array() { later("diff") } else { said["diff"].clone() };
     let summary = if later("summary").is_string() { later("summary") } else { said["summary"].clone() };
-    let target = row.target.as_deref().and_then(|target| target.split_once('/')).map(|(kind, id)| {
-        json!({"kind": kind, "id": id, "seq": attempt.envelope["seq"]})
-    });
+    let target = row
+        .target
+        .as_deref()
+        .and_then(|target| target.split_once('/'))
+        .map(|(kind, id)| json!({"kind": kind, "id": id, "seq": attempt.envelope["seq"]}));
     let settlement_shown = settlement.map(|settlement| {
         json!({"at": settlement.payload["at"], "result": settlement.envelope["result"],
             "evidence": settlement.payload["evidence"], "by": settlement.payload["by"]})
@@ -371,7 +410,10 @@ fn change(row: &ChangeRow, attempt: &Read, outcome: Option<&Read>, settlement: O
     put("duration_ms", later("duration_ms"));
     put("pruned", if attempt.pruned { json!(true) } else { Value::Null });
     let place = |read: Option<&Read>| read.map_or(Value::Null, Read::place);
-    put("log", json!({"attempt": attempt.place(), "outcome": place(outcome), "settlement": place(settlement)}));
+    put(
+        "log",
+        json!({"attempt": attempt.place(), "outcome": place(outcome), "settlement": place(settlement)}),
+    );
     if !attempt.pruned {
         shown.remove("pruned");
     }

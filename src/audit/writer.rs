@@ -41,6 +41,8 @@ pub(super) struct Group {
     pub ops: Vec<TargetOp>,
     /// The last group: the writer ends with it.
     pub stop: bool,
+    /// An intent lost the task that would have finished it: look for such ones.
+    pub orphaned: bool,
 }
 
 impl Group {
@@ -55,7 +57,7 @@ pub(super) enum TargetOp {
     Open { key: String, turn: u64, over: Option<EntryRef> },
     Free { key: String, intent: EntryRef, turn: Option<u64> },
     Hold { key: String, held_by: EntryRef, intent: EntryRef, since: Time },
-    Revision { key: String, revision: String },
+    Revision { key: String, revision: String, turn: Option<u64> },
     CreateToken(TokenRow),
     RevokeToken(String, i64),
 }
@@ -93,6 +95,12 @@ pub(super) struct Writer {
     path: PathBuf,
     data: PathBuf,
     log: Option<Log>,
+    /// Both locks, from the first time they were had to the end.
+    locks: Option<[File; 2]>,
+    /// The log this process writes: it never begins a second one.
+    origin: Option<String>,
+    /// A batch of which nobody knows whether it is in the log.
+    doubt: Option<Doubt>,
     retry: Duration,
     next_try: Instant,
     detail: String,
@@ -107,7 +115,12 @@ struct Log {
     last_at: Time,
     /// Wall and monotonic time of one moment, to notice steps.
     anchor: (Time, Instant),
-    _locks: [File; 2],
+}
+
+/// A batch in doubt: its first entry, and everybody who waits.
+struct Doubt {
+    first: (u64, Vec<u8>),
+    jobs: Vec<(Job, Written)>,
 }
 
 /// A batch in the making.
@@ -127,7 +140,20 @@ impl Writer {
     ) -> Self {
         let detail = String::new();
         let (backlog, next_try) = (VecDeque::new(), Instant::now());
-        Self { shared, queue, backlog, path, data, log: None, retry: FIRST_RETRY, next_try, detail }
+        Self {
+            shared,
+            queue,
+            backlog,
+            path,
+            data,
+            log: None,
+            locks: None,
+            origin: None,
+            doubt: None,
+            retry: FIRST_RETRY,
+            next_try,
+            detail,
+        }
     }
 
     /// The first attempt: what waiting cannot cure ends the program.
@@ -161,12 +187,16 @@ impl Writer {
                 batch.push(job);
             }
             let stops = batch.iter().any(|job| job.group.stop);
+            let orphans = batch.iter().any(|job| job.group.orphaned);
             let depth = i64::try_from(self.queue.len() + self.backlog.len()).unwrap_or(i64::MAX);
             self.shared.metrics.queue_depth.set(depth);
             if self.log.is_none() {
                 self.put_off(batch);
             } else {
                 self.write(batch).await;
+            }
+            if orphans && let Err(error) = self.recover().await {
+                self.give_up(Vec::new(), &error).await;
             }
             if stops && self.stopped() {
                 break;
@@ -251,11 +281,15 @@ impl Writer {
 
     /// Opens the store, finds or begins the log, and gives every intent nobody will finish its outcome.
     async fn open(&mut self) -> Result<(), store::Error> {
-        let locks = [lock(&keys::lock_path(&self.data))?, lock(&store::lock_path(&self.path))?];
-        let mut database = Database::open(&self.path).await?;
+        if self.locks.is_none() {
+            self.locks = Some([lock(&keys::lock_path(&self.data))?, lock(&store::lock_path(&self.path))?]);
+        }
+        let mut database = Database::open(&self.path, self.origin.is_none()).await?;
         let (origin, head) = self.find_or_begin(&mut database).await?;
-        let frontier = Frontier::read(head.size, &head.frontier)
-            .ok_or_else(|| store::Error::Fatal(format!("{}: the log's frontier is damaged", self.path.display())))?;
+        self.resolve_doubt(&mut database, &origin).await?;
+        let frontier = Frontier::read(head.size, &head.frontier).ok_or_else(|| {
+            store::Error::Fatal(format!("{}: the log's frontier is damaged", self.path.display()))
+        })?;
         let last_at = last_time(&mut database, &origin, head.size).await?;
         if database.projection_version().await? != PROJECTION_VERSION {
             rebuild(&mut database).await?;
@@ -264,15 +298,60 @@ impl Writer {
         *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = Some(reader);
         let anchor = (self.shared.clock.now(), Instant::now());
         let epoch = head.epoch;
-        self.log = Some(Log { database, origin, frontier, epoch, last_at, anchor, _locks: locks });
+        let is_first = self.origin.replace(origin.clone()).is_none();
+        self.log = Some(Log { database, origin, frontier, epoch, last_at, anchor });
         self.recover().await?;
+        if is_first {
+            let started = json!({"v": 1, "at": anchor.0, "version": env!("CARGO_PKG_VERSION"), "unfinished": self.backlog.len()});
+            self.must_write(Group::of(entry::lifecycle("start", started)));
+        }
         self.up();
         Ok(())
+    }
+
+    fn must_write(&mut self, group: Group) {
+        let (reply, _) = oneshot::channel();
+        self.backlog.push_front(Job { group, must: true, attempt: false, reply });
+    }
+
+    /// After a commit in doubt: with the WAL settled, the log itself says whether the batch is there.
+    async fn resolve_doubt(&mut self, database: &mut Database, origin: &str) -> Result<(), store::Error> {
+        let Some(doubt) = &self.doubt else { return Ok(()) };
+        database.settle_wal().await?;
+        let there = database.entry(origin, doubt.first.0).await?;
+        let is_there = there.is_some_and(|entry| entry.envelope == doubt.first.1);
+        let jobs = self.doubt.take().map(|doubt| doubt.jobs).unwrap_or_default();
+        if is_there {
+            self.answer(jobs);
+        } else {
+            self.put_off(jobs.into_iter().map(|(job, _)| job).collect());
+        }
+        Ok(())
+    }
+
+    fn answer(&self, jobs: Vec<(Job, Written)>) {
+        for (job, written) in jobs {
+            let index = written.last;
+            let owned = || self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner);
+            if job.attempt {
+                owned().insert(index);
+            }
+            // Nobody waits for it any more: recovery will find it.
+            if job.reply.send(Ok(written)).is_err() && job.attempt {
+                owned().remove(&index);
+            }
+        }
     }
 
     async fn find_or_begin(&self, database: &mut Database) -> Result<(String, Head), store::Error> {
         let public = hex::encode(self.shared.keys.log_public());
         if let Some((origin, key)) = database.meta("public_key").await? {
+            if self.origin.as_ref().is_some_and(|known| *known != origin) {
+                return Err(store::Error::Wait(format!(
+                    "{} holds another log than before; put the right one back",
+                    self.path.display()
+                )));
+            }
             if key != public {
                 let what = format!(
                     "{} is the log of another data folder; use the data folder it was made with, or name a new store (store.url)",
@@ -281,8 +360,16 @@ impl Writer {
                 return Err(store::Error::Fatal(what));
             }
             let head = database.head(&origin).await?;
-            let head = head.ok_or_else(|| store::Error::Fatal(format!("{}: the log has no head", self.path.display())))?;
+            let head = head.ok_or_else(|| {
+                store::Error::Fatal(format!("{}: the log has no head", self.path.display()))
+            })?;
             return Ok((origin, head));
+        }
+        if self.origin.is_some() {
+            return Err(store::Error::Wait(format!(
+                "{} no longer holds the log; put it back",
+                self.path.display()
+            )));
         }
         let mut id = [0u8; 8];
         fill_random(&mut id);
@@ -302,7 +389,8 @@ impl Writer {
     async fn recover(&mut self) -> Result<(), store::Error> {
         let Some(log) = &mut self.log else { return Ok(()) };
         let owned = self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let waiting: Vec<u64> = self.backlog.iter().flat_map(|job| &job.group.entries).filter_map(of_index).collect();
+        let waiting: Vec<u64> =
+            self.backlog.iter().flat_map(|job| &job.group.entries).filter_map(of_index).collect();
         let now = self.shared.clock.now();
         let mut jobs = Vec::new();
         for index in log.database.pending().await? {
@@ -314,12 +402,7 @@ impl Writer {
                 jobs.push(group);
             }
         }
-        let started = json!({"v": 1, "at": now, "version": env!("CARGO_PKG_VERSION"), "unfinished": jobs.len()});
-        jobs.push(Group::of(entry::lifecycle("start", started)));
-        for group in jobs {
-            let (reply, _) = oneshot::channel();
-            self.backlog.push_front(Job { group, must: true, attempt: false, reply });
-        }
+        jobs.into_iter().for_each(|group| self.must_write(group));
         Ok(())
     }
 
@@ -349,11 +432,12 @@ impl Writer {
 
     async fn refuse_over_hard_limit(&mut self, jobs: Vec<Job>) -> Vec<Job> {
         let (soft, hard) = (self.shared.settings.wal_soft.0, self.shared.settings.wal_hard.0);
-        let size = self.log.as_ref().map_or(0, |log| log.database.wal_bytes());
-        if size < soft {
+        let size = |writer: &Self| writer.log.as_ref().map_or(0, |log| log.database.wal_bytes());
+        if size(self) < soft {
             return jobs;
         }
         self.checkpoint().await;
+        let size = size(self);
         if size < hard {
             return jobs;
         }
@@ -377,10 +461,19 @@ impl Writer {
     /// What could not be written: the log is down when it is more than one refused group.
     async fn give_up(&mut self, jobs: Vec<Job>, error: &store::Error) {
         let alone = jobs.len() == 1;
-        if alone && matches!(error, store::Error::Refused(what) if what.contains("constraint") || what.contains("appended")) {
-            for job in jobs {
+        if alone
+            && matches!(error, store::Error::Refused(what) if what.contains("constraint") || what.contains("appended"))
+        {
+            for mut job in jobs {
                 log::poisoned(&error.to_string());
-                let _ = job.reply.send(Err(NotWritten::Unavailable(error.to_string())));
+                // An outcome is never dropped: the settlement that came with it is what may already be there.
+                let entries = job.group.entries.len();
+                job.group.entries.retain(|entry| entry.kind != "settlement");
+                if job.must && (1..entries).contains(&job.group.entries.len()) {
+                    self.backlog.push_back(job);
+                } else {
+                    let _ = job.reply.send(Err(NotWritten::Unavailable(error.to_string())));
+                }
             }
             return;
         }
@@ -418,9 +511,8 @@ impl Writer {
         match result {
             Ok(()) => {}
             Err(error @ store::Error::InDoubt(_)) => {
-                if !self.is_there(first.as_ref()).await {
-                    return Err((done.into_iter().map(|(job, _)| job).collect(), error));
-                }
+                self.doubt = first.map(|first| Doubt { first, jobs: done });
+                return Err((Vec::new(), error));
             }
             Err(error) => {
                 let _ = log.database.rollback().await;
@@ -433,31 +525,8 @@ impl Writer {
         self.shared.metrics.entries.inc_by(batch.rows.len() as u64);
         #[expect(clippy::cast_precision_loss, reason = "a batch holds a few hundred entries")]
         self.shared.metrics.batch_entries.observe(batch.rows.len() as f64);
-        for (job, written) in done {
-            if job.attempt {
-                self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).insert(written.last);
-            }
-            // Whoever no longer waits gave up; the entry stands.
-            let _ = job.reply.send(Ok(written));
-        }
+        self.answer(done);
         Ok(())
-    }
-
-    /// After a commit in doubt: a new connection, a settled WAL, and the log read back.
-    async fn is_there(&mut self, first: Option<&(u64, Vec<u8>)>) -> bool {
-        let Some(log) = self.log.take() else { return false };
-        let (origin, epoch, anchor, last_at) = (log.origin, log.epoch, log.anchor, log.last_at);
-        let locks = log._locks;
-        log.database.close().await;
-        let Ok(mut database) = Database::open(&self.path).await else { return false };
-        if database.settle_wal().await.is_err() {
-            return false;
-        }
-        let (Ok(Some(head)), Some((index, envelope))) = (database.head(&origin).await, first) else { return false };
-        let there = matches!(database.entry(&origin, *index).await, Ok(Some(entry)) if entry.envelope == *envelope);
-        let Some(frontier) = Frontier::read(head.size, &head.frontier) else { return false };
-        self.log = Some(Log { database, origin, frontier, epoch, last_at, anchor, _locks: locks });
-        there
     }
 }
 
@@ -470,10 +539,11 @@ impl Log {
             last_at: self.last_at,
             projected: Vec::new(),
         };
-        let expected = Time(self.anchor.0.0 + i64::try_from(self.anchor.1.elapsed().as_micros()).unwrap_or(0));
+        let expected =
+            Time(self.anchor.0.0 + i64::try_from(self.anchor.1.elapsed().as_micros()).unwrap_or(0));
         let step = wall.0 - expected.0;
-        if step.unsigned_abs() > CLOCK_STEP.as_micros() as u64 {
-            self.anchor = (wall, Instant::now());
+        self.anchor = (wall, Instant::now());
+        if step.unsigned_abs() > u64::try_from(CLOCK_STEP.as_micros()).unwrap_or(u64::MAX) {
             let payload = json!({"v": 1, "at": wall, "expected": expected, "step_us": step});
             self.seal(entry::lifecycle("clock", payload), &mut batch, wall);
         }
@@ -481,7 +551,12 @@ impl Log {
     }
 
     /// Takes a group's locks and seals its entries. `None`: a lock was lost.
-    async fn place(&mut self, group: &mut Group, batch: &mut Batch, wall: Time) -> Result<Option<Written>, store::Error> {
+    async fn place(
+        &mut self,
+        group: &mut Group,
+        batch: &mut Batch,
+        wall: Time,
+    ) -> Result<Option<Written>, store::Error> {
         let last = batch.frontier.size() + group.entries.len().max(1) as u64 - 1;
         let mut taken = None;
         for op in &group.ops {
@@ -497,10 +572,13 @@ impl Log {
                     freed || turn.is_none()
                 }
                 TargetOp::Hold { key, held_by, intent, since } => {
-                    let (held_by, intent) = ((&*held_by.origin, held_by.index), (&*intent.origin, intent.index));
+                    let (held_by, intent) =
+                        ((&*held_by.origin, held_by.index), (&*intent.origin, intent.index));
                     database.hold_target(key, held_by, intent, since.0).await.map(|()| true)?
                 }
-                TargetOp::Revision { key, revision } => database.note_revision(key, revision).await.map(|()| true)?,
+                TargetOp::Revision { key, revision, turn } => {
+                    database.note_revision(key, revision, *turn).await.map(|()| true)?
+                }
                 TargetOp::CreateToken(token) => database.create_token(token).await?,
                 TargetOp::RevokeToken(name, at) => database.revoke_token(name, *at).await?,
             };
@@ -552,7 +630,8 @@ impl Log {
                 };
                 project(&mut self.database, &facts, payload).await?;
             }
-            let head = Head { size: batch.frontier.size(), frontier: batch.frontier.bytes(), epoch: self.epoch };
+            let head =
+                Head { size: batch.frontier.size(), frontier: batch.frontier.bytes(), epoch: self.epoch };
             if !self.database.advance(&self.origin, self.frontier.size(), &head).await? {
                 return Err(store::Error::Wait("somebody else appended to this log".to_owned()));
             }
@@ -596,6 +675,7 @@ fn unfinished(attempt: &store::StoredEntry, now: Time, keys: &keys::Keys) -> Opt
         target: text("target"),
         seq,
         before: None,
+        policy: text("policy"),
     };
     let mut outcome = Outcome::seen(OutcomeResult::Unknown, None, now, Duration::ZERO);
     outcome.evidence = Some(json!({"reason": "the gateway stopped before the outcome was recorded"}));

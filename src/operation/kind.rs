@@ -229,10 +229,11 @@ pub fn split_patterns(text: &str) -> Vec<String> {
     let chars: Vec<char> = text.chars().collect();
     let mut pieces = Vec::new();
     let (mut piece, mut at) = (String::new(), 0);
+    let closing = closing_braces(&chars);
     while at < chars.len() {
         let end = match chars[at] {
             '\\' => (at + 2).min(chars.len()),
-            '{' => closing_brace(&chars, at).map_or(at + 1, |close| close + 1),
+            '{' => closing.get(&at).map_or(at + 1, |close| close + 1),
             ',' => {
                 pieces.push(std::mem::take(&mut piece));
                 at += 1;
@@ -247,23 +248,19 @@ pub fn split_patterns(text: &str) -> Vec<String> {
     pieces.iter().map(|piece| js_trim(piece).to_owned()).filter(|piece| !piece.is_empty()).collect()
 }
 
-fn closing_brace(chars: &[char], open: usize) -> Option<usize> {
-    let (mut depth, mut at) = (0usize, open);
+/// Where each closed `{` is closed; in one pass, since a body may hold nothing but braces.
+fn closing_braces(chars: &[char]) -> BTreeMap<usize, usize> {
+    let (mut open, mut closed, mut at) = (Vec::new(), BTreeMap::new(), 0);
     while at < chars.len() {
         match chars[at] {
             '\\' => at += 1,
-            '{' => depth += 1,
-            '}' => {
-                depth -= 1;
-                if depth == 0 {
-                    return Some(at);
-                }
-            }
+            '{' => open.push(at),
+            '}' => drop(open.pop().map(|start| closed.insert(start, at))),
             _ => {}
         }
         at += 1;
     }
-    None
+    closed
 }
 
 fn tidy_patterns(text: &str) -> String {

@@ -198,7 +198,9 @@ pub fn diff_recorded(before: &Value, after: &Value) -> Vec<Value> {
             let path = json::pointer(&[name]);
             match (before.get(name), after.get(name)) {
                 (Some(old), Some(new)) if old == new => None,
-                (Some(old), Some(new)) => Some(json!({"op": "replace", "path": path, "value": new, "old": old})),
+                (Some(old), Some(new)) => {
+                    Some(json!({"op": "replace", "path": path, "value": new, "old": old}))
+                }
                 (None, Some(new)) => Some(json!({"op": "add", "path": path, "value": new})),
                 (Some(old), None) => Some(json!({"op": "remove", "path": path, "old": old})),
                 (None, None) => None,

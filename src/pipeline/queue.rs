@@ -67,7 +67,9 @@ impl Queues {
         self.0.metrics.target_waiters.dec();
         match head {
             Ok(head) => Ok(Place { _head: head, _entry: entry }),
-            Err(_) => Err(busy("Other changes of this identity took longer than `limits.target_wait`; try again")),
+            Err(_) => {
+                Err(busy("Other changes of this identity took longer than `limits.target_wait`; try again"))
+            }
         }
     }
 
@@ -80,12 +82,16 @@ impl Queues {
         let lines = &mut *lines;
         let line = lines.targets.entry(target.clone()).or_default();
         if line.members > self.0.per_target {
-            return Err(busy("Too many changes of this identity are waiting (`limits.target_waiters`); try again"));
+            return Err(busy(
+                "Too many changes of this identity are waiting (`limits.target_waiters`); try again",
+            ));
         }
         if let Some(caller) = caller {
             let count = lines.callers.entry(caller.clone()).or_default();
             if *count > self.0.per_caller {
-                return Err(busy("Too many changes of this caller are waiting (`limits.caller_waiters`); try again"));
+                return Err(busy(
+                    "Too many changes of this caller are waiting (`limits.caller_waiters`); try again",
+                ));
             }
             *count += 1;
         }

@@ -60,7 +60,8 @@ fn what_terraform_the_web_page_and_the_documentation_send_passes() {
         assert_eq!((edit.fields.len(), edit.unknown_members), (8, 0));
         assert_eq!(passes(write, &web).fields.len(), 12);
     }
-    let curl = json!({"configurationType": "jwks", "jwksUrl": " https://idp.example/jwks ", "accessTokenTTL": 3600});
+    let curl =
+        json!({"configurationType": "jwks", "jwksUrl": " https://idp.example/jwks ", "accessTokenTTL": 3600});
     assert_eq!(passes(Write::Overlay, &curl).fields.len(), 3);
     let unknown = json!({"configurationType": "static", "publicKeys": ["k"], "note": 1});
     assert_eq!(passes(Write::Overlay, &unknown).unknown_members, 1);

@@ -105,7 +105,7 @@ async fn watching(upstream: SocketAddr) -> Port {
             let through = through.clone();
             let change = "019a0000-0000-7000-8000-000000000001".parse().unwrap();
             Box::pin(async move {
-                let (mut response, known) = through.carry(request, &client, &change).await;
+                let (mut response, known) = through.carried(request, &client, &change).await;
                 let known = match known {
                     Ok(status) => status.as_str().to_owned(),
                     Err(failure) => format!("{failure:?}").split('(').next().unwrap().to_owned(),

@@ -30,9 +30,11 @@ pub struct Database {
     connection: SqliteConnection,
     path: PathBuf,
     files: Option<Files>,
+    /// Frames in the WAL: as the last checkpoint counted them, and an estimate of what came since.
+    frames: u64,
 }
 
-/// Device, inode and size of the database and its WAL, as last seen.
+/// Device and inode of the database and its WAL, as last seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Files {
     database: (u64, u64),
@@ -40,9 +42,13 @@ struct Files {
 }
 
 impl Database {
-    /// Opens the file, creating and migrating it as needed.
-    pub async fn open(path: &Path) -> Result<Self, Error> {
+    /// Opens the file and migrates it as needed; makes a new one only if `may_create`.
+    pub async fn open(path: &Path, may_create: bool) -> Result<Self, Error> {
         let is_new = inspect(path).await?;
+        if is_new && !may_create {
+            let what = "the store this gateway was writing is gone or was emptied; put it back, or restart to see what is there";
+            return Err(Error::Wait(format!("{}: {what}", path.display())));
+        }
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -59,12 +65,18 @@ impl Database {
             create_private(path)?;
         }
         let mut connection = options.connect().await.map_err(|error| opening(path, &error))?;
-        let migrated = sqlx::migrate!("migrations/sqlite").run(&mut connection).await;
-        migrated.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error) => opening(path, &error),
-            other => Error::Fatal(format!("{}: {other}; was it written by another version?", path.display())),
-        })?;
-        Ok(Self { connection, path: path.to_owned(), files: None })
+        sqlx::migrate!("migrations/sqlite").run_direct(None, &mut connection, false).await.map_err(
+            |error| match error {
+                sqlx::migrate::MigrateError::Execute(error)
+                | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => opening(path, &error),
+                other => {
+                    Error::Fatal(format!("{}: {other}; was it written by another version?", path.display()))
+                }
+            },
+        )?;
+        let mut database = Self { connection, path: path.to_owned(), files: None, frames: 0 };
+        database.files = database.identities().ok();
+        Ok(database)
     }
 
     /// Starts a transaction.
@@ -90,32 +102,31 @@ impl Database {
 
     /// After a commit: the files under their names are still the ones written to, and did not shrink below use.
     fn look_at_files(&mut self) -> Result<(), Error> {
-        let now = self.stat().map_err(|error| Error::InDoubt(format!("{}: {error}", self.path.display())))?;
-        let before = self.files.replace(now);
-        if before.is_some_and(|before| before != now) {
-            self.files = None;
+        let gone = |error: std::io::Error| Error::InDoubt(format!("{}: {error}", self.path.display()));
+        let now = self.identities().map_err(gone)?;
+        let emptied = [self.path.clone(), wal_path(&self.path)]
+            .iter()
+            .any(|path| fs::metadata(path).map_or(0, |f| f.len()) == 0);
+        if emptied || self.files.is_some_and(|before| before != now) {
             return Err(Error::InDoubt(format!("{} or its WAL was replaced", self.path.display())));
         }
+        self.files = Some(now);
         Ok(())
     }
 
-    fn stat(&self) -> std::io::Result<Files> {
-        let id = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino(), file.len()));
-        let (database, wal) = (id(&self.path)?, id(&wal_path(&self.path))?);
-        if database.2 == 0 || wal.2 == 0 {
-            return Err(std::io::Error::other("the database or its WAL was cut to nothing"));
-        }
-        Ok(Files { database: (database.0, database.1), wal: (wal.0, wal.1) })
+    fn identities(&self) -> std::io::Result<Files> {
+        let id = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        Ok(Files { database: id(&self.path)?, wal: id(&wal_path(&self.path))? })
     }
 
-    /// Bytes of the WAL file.
+    /// Bytes of the WAL in use.
     pub fn wal_bytes(&self) -> u64 {
-        fs::metadata(wal_path(&self.path)).map_or(0, |file| file.len())
+        self.frames * FRAME
     }
 
     /// Whether the WAL holds 1 000 frames or more.
     pub fn wants_checkpoint(&self) -> bool {
-        self.wal_bytes() >= 1000 * FRAME
+        self.frames >= 1000
     }
 
     /// Copies the WAL back: first by a connection of its own, then here, so that the next commit restarts it in place.
@@ -126,12 +137,27 @@ impl Database {
             let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut second).await;
             let _ = second.close().await;
         }
-        self.run("PRAGMA wal_checkpoint(PASSIVE)").await
+        self.checkpoint_here("PRAGMA wal_checkpoint(PASSIVE)").await.map(drop)
     }
 
     /// Empties the WAL, at shutdown and when a commit is in doubt.
     pub async fn settle_wal(&mut self) -> Result<(), Error> {
-        self.run("PRAGMA wal_checkpoint(TRUNCATE)").await
+        if self.checkpoint_here("PRAGMA wal_checkpoint(TRUNCATE)").await? {
+            Ok(())
+        } else {
+            Err(Error::Wait(format!("{}: the WAL is still being read", self.path.display())))
+        }
+    }
+
+    /// Whether it went through: SQLite says that it was busy in the row, not as an error.
+    async fn checkpoint_here(&mut self, text: &'static str) -> Result<bool, Error> {
+        let row = sqlx::query(text).fetch_one(&mut self.connection).await.map_err(|error| inside(&error))?;
+        let (busy, frames, copied): (i64, i64, i64) =
+            (|| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))()
+                .map_err(|error: sqlx::Error| inside(&error))?;
+        // When all of it is copied, the next commit starts the WAL again at its beginning.
+        self.frames = if frames == copied { 0 } else { unsigned(frames) };
+        Ok(busy == 0)
     }
 
     /// Closes the connection.
@@ -196,6 +222,8 @@ impl Database {
             .fetch_one(&mut self.connection)
             .await
             .map_err(|error| inside(&error))?;
+        let bytes: usize = entries.iter().map(|entry| entry.envelope.len() + entry.body.len()).sum();
+        self.frames += (bytes / 4096 + 2 * entries.len() + 12) as u64;
         let numbered: Vec<(i64, &EntryRow)> = (next..).zip(entries).collect();
         let mut rest = &numbered[..];
         while !rest.is_empty() {
@@ -293,14 +321,15 @@ impl Database {
         hold.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
-    /// Notes the newest revision known of a target.
-    pub async fn note_revision(&mut self, key: &str, revision: &str) -> Result<(), Error> {
+    /// Notes the newest revision known of a target, if its turn is still `turn` (or whatever it is).
+    pub async fn note_revision(&mut self, key: &str, revision: &str, turn: Option<u64>) -> Result<(), Error> {
         let note = sqlx::query(
             "INSERT INTO targets (key, seq, turn, revision) VALUES (?, 0, 0, ?) \
-             ON CONFLICT (key) DO UPDATE SET revision = excluded.revision",
+             ON CONFLICT (key) DO UPDATE SET revision = excluded.revision WHERE turn = COALESCE(?, turn)",
         )
         .bind(key)
-        .bind(revision);
+        .bind(revision)
+        .bind(turn.map(signed));
         note.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
@@ -528,7 +557,16 @@ impl Reader {
         let mut text = QueryBuilder::new(COLUMNS);
         match (id, index) {
             (Some(id), _) => text.push("WHERE id = ").push_bind(id),
-            (None, Some(index)) => text.push("WHERE idx = ").push_bind(signed(index)),
+            (None, Some(index)) => {
+                let row: Option<i64> = sqlx::query_scalar(
+                    "SELECT row FROM entries WHERE origin = (SELECT origin FROM log_head LIMIT 1) AND idx = ?",
+                )
+                .bind(signed(index))
+                .fetch_optional(&self.0)
+                .await
+                .map_err(|error| inside(&error))?;
+                text.push("WHERE row = ").push_bind(row)
+            }
             (None, None) => text.push("WHERE kind = 'attempt' ORDER BY at DESC, id DESC LIMIT 1"),
         };
         let row = text.build().fetch_optional(&self.0).await;
@@ -569,13 +607,11 @@ async fn inspect(path: &Path) -> Result<bool, Error> {
         .busy_timeout(BUSY)
         .disable_statement_logging();
     let mut connection = options.connect().await.map_err(|error| opening(path, &error))?;
-    let mut ask = async |text: &'static str| {
-        let value: Result<i64, _> = sqlx::query_scalar(text).fetch_one(&mut connection).await;
-        value.map_err(|error| opening(path, &error))
-    };
-    let application = ask("PRAGMA application_id").await?;
-    let schema = ask("PRAGMA user_version").await?;
-    let tables = ask("SELECT COUNT(*) FROM sqlite_master").await?;
+    let application = ask(&mut connection, path, "PRAGMA application_id").await?;
+    let schema = ask(&mut connection, path, "PRAGMA user_version").await?;
+    let tables =
+        ask(&mut connection, path, "SELECT COUNT(*) FROM sqlite_master WHERE tbl_name <> '_sqlx_migrations'")
+            .await?;
     let _ = connection.close().await;
     if application == 0 && tables == 0 {
         return Ok(true);
@@ -595,6 +631,10 @@ async fn inspect(path: &Path) -> Result<bool, Error> {
         return Err(Error::Fatal(what));
     }
     Ok(false)
+}
+
+async fn ask(connection: &mut SqliteConnection, path: &Path, text: &'static str) -> Result<i64, Error> {
+    sqlx::query_scalar(text).fetch_one(connection).await.map_err(|error| opening(path, &error))
 }
 
 fn create_private(path: &Path) -> Result<(), Error> {

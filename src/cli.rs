@@ -1,0 +1,209 @@
+//! The command line: which commands there are, and what each ends with.
+//!
+//! Comes in: the arguments. Goes out: an exit code, the same for every command: 0 fine, 1 what was checked is wrong,
+//! 2 flags, environment or configuration file wrong, 3 could not be done. Data goes to standard output, everything else
+//! to standard error. A reader that closes the pipe has what it wants: that ends a command quietly.
+
+mod check;
+mod config;
+mod demo;
+mod health;
+mod history;
+mod out;
+mod serve;
+mod show;
+mod token;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::Failure;
+use crate::config::{Config, Flags};
+
+/// What was checked is wrong.
+const WRONG: u8 = 1;
+/// Flags, environment or configuration file are wrong.
+const MISCONFIGURED: u8 = 2;
+/// It could not be done.
+const UNABLE: u8 = 3;
+
+/// An auditing policy gateway in front of the Infisical API.
+#[derive(Debug, Parser)]
+#[command(name = "patchwarden", version, max_term_width = 110)]
+#[command(
+    after_help = "Example: patchwarden serve --upstream http://infisical:8080\nTo see it work without an Infisical: patchwarden demo"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    #[command(
+        after_help = "Example: patchwarden serve --upstream http://infisical:8080 --listen 0.0.0.0:7080"
+    )]
+    Serve {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Tell a short story against a built-in stand-in for the guarded API
+    #[command(after_help = "Example: patchwarden demo --once")]
+    Demo {
+        #[command(flatten)]
+        args: demo::Args,
+    },
+    /// Load configuration and policies as `serve` would and say everything that is wrong
+    #[command(after_help = "Example: patchwarden check --config patchwarden.toml --online")]
+    Check {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: check::Args,
+    },
+    /// Print what is in force and where each value came from
+    #[command(after_help = "Example: patchwarden config --default > patchwarden.toml")]
+    Config {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: config::Args,
+    },
+    /// Ask the gateway this configuration describes whether it works
+    #[command(after_help = "Example: patchwarden health --require audit")]
+    Health {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: health::Args,
+    },
+    /// List changes, newest first
+    #[command(after_help = "Example: patchwarden history --decision deny --since 7d")]
+    History {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: history::Args,
+    },
+    /// Show one change with the state before and after
+    #[command(after_help = "Example: patchwarden show last")]
+    Show {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: show::Args,
+    },
+    /// Make, list and revoke admin tokens
+    #[command(after_help = "Example: patchwarden token create --role reader --name auditor")]
+    Token {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: token::Args,
+    },
+}
+
+/// The flags that configure; each beats its variable and the file.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Settings")]
+struct Settings {
+    /// Configuration file; without it, patchwarden.toml if there is one
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Where clients connect [PATCHWARDEN_LISTEN]
+    #[arg(long, value_name = "ADDRESS:PORT", global = true)]
+    listen: Option<String>,
+    /// Probes, metrics and the history [PATCHWARDEN_ADMIN_LISTEN]
+    #[arg(long, value_name = "ADDRESS:PORT", global = true)]
+    admin_listen: Option<String>,
+    /// Folder of what makes this instance itself [PATCHWARDEN_DATA]
+    #[arg(long, value_name = "DIR", global = true)]
+    data: Option<String>,
+    /// enforce, or observe: denials are recorded and forwarded [PATCHWARDEN_MODE]
+    #[arg(long, value_name = "MODE", global = true)]
+    mode: Option<String>,
+    /// Scheme, host and port of the Infisical API [PATCHWARDEN_UPSTREAM]
+    #[arg(long, value_name = "URL", global = true)]
+    upstream: Option<String>,
+    /// Where the log of changes is: sqlite:PATH [PATCHWARDEN_STORE]
+    #[arg(long, value_name = "URL", global = true)]
+    store: Option<String>,
+    /// Folder of rules that are added to those in the binary [PATCHWARDEN_POLICIES]
+    #[arg(long, value_name = "DIR", global = true)]
+    policies: Option<String>,
+    /// pretty or json [PATCHWARDEN_LOG_FORMAT]
+    #[arg(long, value_name = "FORMAT", global = true)]
+    log_format: Option<String>,
+    /// off, error, warn, info, debug or trace [PATCHWARDEN_LOG_LEVEL]
+    #[arg(long, value_name = "LEVEL", global = true)]
+    log_level: Option<String>,
+}
+
+impl Settings {
+    fn flags(&self) -> Flags {
+        let given = [
+            ("listen", &self.listen),
+            ("admin_listen", &self.admin_listen),
+            ("data", &self.data),
+            ("mode", &self.mode),
+            ("upstream.url", &self.upstream),
+            ("store.url", &self.store),
+            ("policies.dir", &self.policies),
+            ("log.format", &self.log_format),
+            ("log.level", &self.log_level),
+        ];
+        let values = given.into_iter().filter_map(|(key, text)| Some((key, text.clone()?))).collect();
+        Flags { config: self.config.clone(), values }
+    }
+
+    /// The configuration for a command that serves nothing; warnings go to standard error.
+    fn load(&self, needs_upstream: bool) -> Result<Config, Failure> {
+        let (config, warnings) = self.read(needs_upstream)?;
+        for warning in warnings {
+            out::complain(&format!("warning: {warning}"));
+        }
+        Ok(config)
+    }
+
+    fn read(&self, needs_upstream: bool) -> Result<(Config, Vec<String>), Failure> {
+        Config::load(&self.flags(), needs_upstream)
+            .map_err(|errors| Failure { code: MISCONFIGURED, message: errors.to_string() })
+    }
+}
+
+/// Runs the command in the arguments (the first is the program's name) to its end; the result is the exit code.
+pub async fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let command = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments.command,
+        Err(error) => {
+            // To standard output what was asked for, as --help; nobody is left to hear of a pipe that is closed.
+            let _ = error.print();
+            return if error.use_stderr() { MISCONFIGURED } else { 0 };
+        }
+    };
+    match dispatch(command).await {
+        Ok(code) => code,
+        Err(failure) => {
+            for line in failure.message.lines() {
+                out::complain(&format!("error: {line}"));
+            }
+            failure.code
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> Result<u8, Failure> {
+    match command {
+        Command::Serve { settings } => serve::run(&settings).await,
+        Command::Demo { args } => demo::run(&args).await,
+        Command::Check { settings, args } => check::run(&args, &settings.load(true)?).await,
+        Command::Config { settings, args } => config::run(&args, &settings),
+        Command::Health { settings, args } => health::run(&args, &settings.load(false)?).await,
+        Command::History { settings, args } => history::run(&args, &settings.load(false)?).await,
+        Command::Show { settings, args } => show::run(&args, &settings.load(false)?).await,
+        Command::Token { settings, args } => token::run(&args, &settings.load(false)?).await,
+    }
+}

@@ -1,0 +1,167 @@
+//! The command line, run as people run it: exit codes, and every error at once with its place.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use tempfile::TempDir;
+
+use crate::support::gateway::program;
+
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+/// Runs the binary in a folder of its own, with a configuration file if there is a text for it.
+fn run(config: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
+    let folder = TempDir::new().unwrap();
+    if !config.is_empty() {
+        std::fs::write(folder.path().join("patchwarden.toml"), config).unwrap();
+    }
+    run_in(folder.path(), arguments, variables)
+}
+
+fn run_in(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Said {
+    let output: Output = program()
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// It ends with `code`, and standard error has all these parts.
+fn check(said: &Said, code: i32, parts: &[&str]) {
+    assert_eq!(said.code, Some(code), "{}{}", said.out, said.err);
+    for part in parts {
+        assert!(said.err.contains(part), "no {part:?} in\n{}", said.err);
+    }
+    if code != 0 {
+        assert_eq!(said.out, "", "data on standard output beside an error");
+    }
+}
+
+#[test]
+fn flags_that_do_not_exist_end_with_2() {
+    check(&run("", &["serve", "--lisen", "x"], &[]), 2, &["--lisen", "--listen"]);
+    check(&run("", &["sevre"], &[]), 2, &["serve"]);
+    check(&run("", &["health", "--require", "everything"], &[]), 2, &["audit"]);
+}
+
+#[test]
+fn every_unknown_key_is_listed_at_once_with_file_and_the_nearest() {
+    let config = "lisen = \"x\"\n[upstream]\nurl = \"http://a\"\nca = \"b\"\n[limits]\nbodi = \"1KiB\"";
+    for command in ["serve", "check", "config", "health"] {
+        let parts = [
+            "patchwarden.toml: lisen: unknown key; the nearest is `listen`",
+            "patchwarden.toml: upstream.ca: unknown key",
+            "patchwarden.toml: limits.bodi: unknown key; the nearest is `limits.body`",
+        ];
+        check(&run(config, &[command], &[]), 2, &parts);
+    }
+}
+
+#[test]
+fn an_upstream_that_is_more_than_an_origin_is_refused_with_what_would_pass() {
+    for command in ["serve", "check"] {
+        check(&run("", &[command], &[]), 2, &["upstream.url: is not set", "http://infisical:8080"]);
+        let said = run("", &[command, "--upstream", "https://a.example/api"], &[]);
+        check(&said, 2, &["--upstream: upstream.url: has a path; `https://a.example` would pass"]);
+        let said = run("", &[command], &[("PATCHWARDEN_UPSTREAM", "a.example:8080")]);
+        check(&said, 2, &["PATCHWARDEN_UPSTREAM: upstream.url: has no scheme"]);
+    }
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_made_is_named() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    for command in ["serve", "check"] {
+        let said = run_in(folder.path(), &[command, "--upstream", "http://a", "--data", "file/data"], &[]);
+        check(&said, 2, &["--data: data: file/data cannot be made: file is no folder"]);
+    }
+}
+
+#[test]
+fn what_is_not_built_or_not_safe_is_refused() {
+    let said = run("", &["check", "--upstream", "http://a", "--store", "postgres://u:secret@h/d"], &[]);
+    check(&said, 2, &["--store: store.url: PostgreSQL is not built yet"]);
+    assert!(!said.err.contains("secret"), "{}", said.err);
+    let said = run("", &["check", "--upstream", "http://a", "--admin-listen", "0.0.0.0:7081"], &[]);
+    check(&said, 2, &["admin_listen", "admin.plaintext = true", "admin.cert_file"]);
+    let said = run("[limits]\nbody = \"0B\"\nforward = \"0s\"", &["check", "--upstream", "http://a"], &[]);
+    check(&said, 2, &["limits.body: is zero", "limits.forward: is zero"]);
+}
+
+#[test]
+fn check_says_ok_in_one_line_and_warns_of_unknown_variables() {
+    let said = run("[upstream]\nurl = \"http://a\"", &["check"], &[("PATCHWARDEN_LISTN", "x")]);
+    check(&said, 0, &["warning: PATCHWARDEN_LISTN", "PATCHWARDEN_LISTEN"]);
+    assert_eq!((said.out.lines().count(), said.out.starts_with("ok:")), (1, true), "{}", said.out);
+}
+
+#[test]
+fn check_online_says_who_does_not_answer() {
+    let arguments = ["check", "--online", "--upstream", "http://127.0.0.1:1"];
+    check(&run("", &arguments, &[]), 3, &["http://127.0.0.1:1/api/status"]);
+}
+
+#[test]
+fn health_of_a_gateway_that_is_not_there_is_3() {
+    check(&run("admin_listen = \"127.0.0.1:1\"", &["health"], &[]), 3, &["127.0.0.1:1"]);
+    check(&run("admin_listen = \"127.0.0.1:0\"", &["health"], &[]), 3, &["admin_listen"]);
+}
+
+#[test]
+fn the_help_of_every_command_shows_an_example() {
+    let commands = ["serve", "demo", "check", "config", "health", "history", "show", "token"];
+    for arguments in commands.iter().map(|command| vec![*command, "--help"]).chain([vec!["--help"]]) {
+        let said = run("", &arguments, &[]);
+        assert_eq!(said.code, Some(0), "{}", said.err);
+        let example = said.out.lines().find_map(|line| line.strip_prefix("Example: patchwarden "));
+        let Some(example) = example else { panic!("{arguments:?} without an example:\n{}", said.out) };
+        let command = arguments.first().filter(|command| **command != "--help").unwrap_or(&"serve");
+        assert!(example.starts_with(command), "{example}");
+    }
+}
+
+#[test]
+fn the_printed_defaults_load_and_the_values_in_force_name_their_origin() {
+    let defaults = run("", &["config", "--default"], &[]);
+    check(&defaults, 0, &[]);
+    check(&run(&defaults.out, &["check"], &[]), 0, &[]);
+
+    let variables = [("PATCHWARDEN_LIMITS_IN_FLIGHT", "7")];
+    let said = run("mode = \"observe\"", &["config", "--log-level", "debug"], &variables);
+    check(&said, 0, &[]);
+    for (setting, origin) in [
+        ("limits.in_flight = 7", "PATCHWARDEN_LIMITS_IN_FLIGHT"),
+        ("mode = \"observe\"", "patchwarden.toml"),
+        ("log.level = \"debug\"", "--log-level"),
+        ("listen = \"127.0.0.1:7080\"", "default"),
+    ] {
+        let line = said.out.lines().find(|line| line.starts_with(setting)).unwrap_or_default();
+        assert!(line.ends_with(&format!("# {origin}")), "{setting}: {line:?} in\n{}", said.out);
+    }
+    let printed: toml::Table = said.out.parse().unwrap();
+    assert_eq!(printed["limits"]["in_flight"].as_integer(), Some(7));
+}
+
+#[test]
+fn a_closed_pipe_ends_a_command_quietly() {
+    let mut child = program()
+        .args(["config", "--default"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
