@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use crate::audit::Audit;
 use crate::clock::Time;
 use crate::id;
+use crate::store::TokenRow;
 
 /// How old the known tokens may be.
 const FRESH: Duration = Duration::from_secs(1);
@@ -86,21 +87,17 @@ pub struct Listed {
     pub revoked_at: Option<Time>,
 }
 
-/// All tokens of a store, oldest first.
-pub async fn listed(audit: &Audit) -> Result<Vec<Listed>, String> {
-    let mut tokens: Vec<Listed> = audit
-        .tokens()
-        .await?
-        .into_iter()
-        .map(|row| Listed {
-            name: row.name,
-            role: row.role,
-            created_at: Time(row.created_at),
-            revoked_at: row.revoked_at.map(Time),
-        })
-        .collect();
+/// Tokens of a store as they are listed, oldest first.
+pub fn listed(rows: Vec<TokenRow>) -> Vec<Listed> {
+    let of = |row: TokenRow| Listed {
+        name: row.name,
+        role: row.role,
+        created_at: Time(row.created_at),
+        revoked_at: row.revoked_at.map(Time),
+    };
+    let mut tokens: Vec<Listed> = rows.into_iter().map(of).collect();
     tokens.sort_by(|a, b| (a.created_at, &a.name).cmp(&(b.created_at, &b.name)));
-    Ok(tokens)
+    tokens
 }
 
 /// Why a request may not.
@@ -171,7 +168,7 @@ impl Access {
 
     /// All tokens, without what they open with.
     pub async fn list(&self) -> Result<Vec<Listed>, String> {
-        listed(&self.audit).await
+        self.audit.tokens().await.map(listed)
     }
 
     /// Closes a token from now on; false when there is none of that name in use.

@@ -92,5 +92,8 @@ pub mod access;
 pub mod api;
 // doors
 pub mod server;
+pub mod config;
+pub mod app;
 // assembly
 pub mod standin;
+pub mod cli;
