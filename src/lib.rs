@@ -86,7 +86,14 @@ pub mod settle;
 pub mod respond;
 pub mod passthrough;
 pub mod pipeline;
+// reading and administration
+pub mod view;
+pub mod access;
+pub mod api;
 // doors
 pub mod server;
+pub mod config;
+pub mod app;
 // assembly
 pub mod standin;
+pub mod cli;

@@ -1,14 +1,207 @@
-//! Stub: `patchwarden token`.
+//! `patchwarden token`: makes, lists and revokes admin tokens.
 //!
-//! Written elsewhere.
+//! A running gateway is asked through the socket in its data folder; what it makes or revokes counts at once. Only when
+//! none runs is the store opened here, with its locks (the list needs none). A new token alone goes to standard output,
+//! and is shown nowhere else. Revoking what is not there ends with 1.
 
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use super::out::{complain, print};
+use super::{MISCONFIGURED, UNABLE, WRONG};
+use crate::access::{self, Role};
 use crate::app::Failure;
+use crate::audit::{self, Audit};
 use crate::config::Config;
+use crate::{json, store, view};
+
+/// For one question to the gateway.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The largest answer that is read.
+const MAX_ANSWER: usize = 4 * 1024 * 1024;
+const COLUMNS: [&str; 4] = ["NAME", "ROLE", "CREATED", "REVOKED"];
 
 /// What `token` takes.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
 
-pub(super) async fn run(_: &Args, _: &Config) -> Result<u8, Failure> {
-    Err(Failure { code: 3, message: "not built yet".to_owned() })
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make a token and print it, this once
+    #[command(after_help = "Example: patchwarden token create --role reader --name auditor")]
+    Create {
+        /// reader reads, operator also changes
+        #[arg(long, value_parser = Role::parse)]
+        role: Role,
+        /// What it is found by later; used once and never again
+        #[arg(long, value_parser = name)]
+        name: String,
+    },
+    /// List tokens, without what they open with
+    #[command(after_help = "Example: patchwarden token list")]
+    List {
+        /// Times in UTC instead of local time
+        #[arg(long)]
+        utc: bool,
+    },
+    /// Close a token from now on
+    #[command(after_help = "Example: patchwarden token revoke auditor")]
+    Revoke {
+        /// Its name
+        #[arg(value_parser = name)]
+        name: String,
+    },
+}
+
+fn name(text: &str) -> Result<String, String> {
+    access::check_name(text).map(|()| text.to_owned())
+}
+
+pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
+    match &args.command {
+        Command::Create { role, name } => {
+            let secret = create(config, name, *role).await?;
+            print(&format!("{secret}\n"))?;
+            complain("keep it: it is shown only here");
+        }
+        Command::List { utc } => {
+            let rows: Vec<_> = list(config).await?.iter().map(|token| row(token, *utc)).collect();
+            print(&view::table(COLUMNS, &rows))?;
+        }
+        Command::Revoke { name } => {
+            revoke(config, name).await?;
+            complain(&format!("the token {name} opens nothing any more"));
+        }
+    }
+    Ok(0)
+}
+
+async fn create(config: &Config, name: &str, role: Role) -> Result<String, Failure> {
+    let body = json!({"name": name, "role": role});
+    if let Some(answer) = ask(&config.data, Method::POST, "/v1/tokens", Some(&body)).await? {
+        let secret = answer["token"].as_str().map(str::to_owned);
+        return secret.ok_or_else(|| unable("the gateway's answer holds no token"));
+    }
+    let (secret, hash) = access::mint();
+    let audit = offline(config).await?;
+    let created = audit.create_token(name, role.as_str(), &hash).await;
+    audit.stop().await;
+    if created.map_err(unable)? {
+        return Ok(secret);
+    }
+    Err(unable(format!("a token named {name} exists or existed; give another name")))
+}
+
+async fn list(config: &Config) -> Result<Vec<Value>, Failure> {
+    let tokens = match ask(&config.data, Method::GET, "/v1/tokens", None).await? {
+        Some(mut answer) => answer["tokens"].take(),
+        None => {
+            let path = store::path_of(&config.store_url).map_err(|error| unable(error.to_string()))?;
+            let reader = store::Reader::open(&path).await.map_err(|error| unable(error.to_string()))?;
+            let rows = reader.tokens().await.map_err(|error| unable(error.to_string()))?;
+            json!(access::listed(rows))
+        }
+    };
+    match tokens {
+        Value::Array(tokens) => Ok(tokens),
+        _ => Err(unable("the gateway's answer holds no list of tokens")),
+    }
+}
+
+async fn revoke(config: &Config, name: &str) -> Result<(), Failure> {
+    if ask(&config.data, Method::DELETE, &format!("/v1/tokens/{name}"), None).await?.is_some() {
+        return Ok(());
+    }
+    let audit = offline(config).await?;
+    let revoked = audit.revoke_token(name).await;
+    audit.stop().await;
+    if revoked.map_err(unable)? {
+        return Ok(());
+    }
+    Err(Failure { code: WRONG, message: format!("there is no token named {name} in use") })
+}
+
+async fn offline(config: &Config) -> Result<Audit, Failure> {
+    audit::offline(&config.data, &config.store_url).await.map_err(unable)
+}
+
+fn row(token: &Value, utc: bool) -> [String; 4] {
+    let text = |name: &str| view::visible(token[name].as_str().unwrap_or("-")).into_owned();
+    let revoked = if token["revoked_at"].is_null() { "-".to_owned() } else { view::moment(&token["revoked_at"], utc) };
+    [text("name"), text("role"), view::moment(&token["created_at"], utc), revoked]
+}
+
+/// Asks the gateway that uses this data folder; nothing when none runs.
+async fn ask(data: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Option<Value>, Failure> {
+    let socket = data.join("admin.sock");
+    let failed = |why: String| unable(format!("{}: {why}", socket.display()));
+    let stream = match UnixStream::connect(&socket).await {
+        Ok(stream) => stream,
+        Err(error) if no_gateway(error.kind()) => return Ok(None),
+        Err(error) => return Err(failed(error.to_string())),
+    };
+    let (status, bytes) = tokio::time::timeout(PATIENCE, exchange(stream, method, path, body))
+        .await
+        .map_err(|_late| failed("the gateway does not answer".to_owned()))?
+        .map_err(|error| failed(format!("{error:#}")))?;
+    let answer = if bytes.is_empty() { Value::Null } else { json::value(&bytes).unwrap_or_default() };
+    if status.is_success() {
+        return Ok(Some(answer));
+    }
+    let detail = answer["detail"].as_str().map_or_else(|| status.to_string(), str::to_owned);
+    let code = match status {
+        StatusCode::BAD_REQUEST => MISCONFIGURED,
+        StatusCode::NOT_FOUND => WRONG,
+        _ => UNABLE,
+    };
+    Err(Failure { code, message: detail })
+}
+
+/// No socket, one that nobody listens on, or a path too long for one.
+fn no_gateway(error: ErrorKind) -> bool {
+    matches!(error, ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::InvalidInput)
+}
+
+async fn exchange(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<(StatusCode, Bytes)> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let body = Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default()));
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "patchwarden")
+        .header(CONTENT_TYPE, "application/json")
+        .body(body)?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        Ok((status, body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes()))
+    };
+    tokio::select! {
+        answer = answer => answer,
+        // Its end alone is no answer: the future beside it says what became of the request.
+        never = async { let _ = connection.await; std::future::pending().await } => never,
+    }
+}
+
+fn unable(message: impl Into<String>) -> Failure {
+    Failure { code: UNABLE, message: message.into() }
 }
