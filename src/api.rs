@@ -14,12 +14,12 @@ mod tokens;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{BoxError, Router};
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::{self, DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get};
+use axum::{BoxError, Router};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, StatusCode};
 use tower::ServiceBuilder;
@@ -159,7 +159,11 @@ async fn as_operator(mut request: Request, next: Next) -> Response {
 }
 
 /// Lets a request pass with the [`Role`] its token has: readers only read.
-async fn authorise(extract::State(state): extract::State<State>, mut request: Request, next: Next) -> Response {
+async fn authorise(
+    extract::State(state): extract::State<State>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let path = request.uri().path();
     if state.open_metrics && path == "/metrics" {
         return next.run(request).await;

@@ -119,9 +119,8 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let servers = TaskTracker::new();
     let admin_servers = TaskTracker::new();
     let limits = door_limits(&config, config.limits.connections);
-    let handler: server::Handler = Arc::new(move |request, peer| {
-        Box::pin(gateway.clone().handle(request, peer.address, peer.tls))
-    });
+    let handler: server::Handler =
+        Arc::new(move |request, peer| Box::pin(gateway.clone().handle(request, peer.address, peer.tls)));
     let service = server::gateway(handler, config.limits.requests, metrics.clone());
     let server = Server::new(limits, Some(metrics.clone()));
     let (door, until) = (Door::Tcp(gateway_port, tls), stop.clone());
@@ -138,9 +137,11 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     });
     let admin_limits = door_limits(&config, ADMIN_CONNECTIONS);
     let server = Server::new(admin_limits, None);
-    let (door, router, until) = (Door::Tcp(admin_port, admin_tls), api::admin(state.clone()), stop_admin.clone());
+    let (door, router, until) =
+        (Door::Tcp(admin_port, admin_tls), api::admin(state.clone()), stop_admin.clone());
     admin_servers.spawn(async move { server.serve(door, router, until).await });
-    let socket = serve_socket(config.data.join("admin.sock"), state, admin_limits, audit.clone(), stop_admin.clone());
+    let socket =
+        serve_socket(config.data.join("admin.sock"), state, admin_limits, audit.clone(), stop_admin.clone());
     admin_servers.spawn(socket);
     servers.spawn(look_around(upstream, config.mode, stop.clone()));
 
@@ -161,6 +162,11 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
 }
 
 impl Running {
+    /// Its log.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
     /// Stops accepting, lets what is in flight end within `limits.shutdown`, and writes what waits.
     pub async fn stop(self) {
         self.readiness.enter(Phase::Stopping);
@@ -191,7 +197,8 @@ fn open_keys(config: &Config) -> Result<Keys, Failure> {
     let exists = std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
     let keys = Keys::open(&config.data, exists).map_err(Failure::unable)?;
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        keys::make_folder(folder).map_err(|error| Failure::unable(format!("store.url (--store): {error}")))?;
+        keys::make_folder(folder)
+            .map_err(|error| Failure::unable(format!("store.url (--store): {error}")))?;
     }
     Ok(keys)
 }
@@ -203,7 +210,9 @@ async fn bind(address: SocketAddr, key: &str) -> Result<(TcpListener, SocketAddr
         Ok::<_, std::io::Error>((listener, address))
     };
     let flag = key.replace('_', "-");
-    bound.await.map_err(|error| Failure::unable(format!("{key} (--{flag}): {address}: {error}; name another address or port 0")))
+    bound.await.map_err(|error| {
+        Failure::unable(format!("{key} (--{flag}): {address}: {error}; name another address or port 0"))
+    })
 }
 
 #[expect(clippy::too_many_arguments, reason = "each part once, at the one place that knows all of them")]
@@ -219,7 +228,8 @@ fn assemble(
     stop: &CancellationToken,
 ) -> Arc<Gateway> {
     let limits = passthrough::Limits { head: config.limits.passthrough_head, tunnels: config.limits.tunnels };
-    let passthrough = Passthrough::new(upstream.clone(), limits, tasks.clone(), stop.clone(), metrics.clone());
+    let passthrough =
+        Passthrough::new(upstream.clone(), limits, tasks.clone(), stop.clone(), metrics.clone());
     Arc::new(Gateway {
         upstream,
         audit: audit.clone(),
@@ -258,10 +268,18 @@ const fn mode_name(mode: Mode) -> &'static str {
 }
 
 /// The Unix socket opens once this process holds the data folder's lock: before that it may be another one's.
-async fn serve_socket(path: PathBuf, state: api::State, limits: server::Limits, audit: Audit, stop: CancellationToken) {
+async fn serve_socket(
+    path: PathBuf,
+    state: api::State,
+    limits: server::Limits,
+    audit: Audit,
+    stop: CancellationToken,
+) {
     let mut status = audit.watch();
-    let up = stop.run_until_cancelled(status.wait_for(|status| *status == Status::Up)).await;
-    if !matches!(up, Some(Ok(_))) {
+    let up = stop
+        .run_until_cancelled(async { status.wait_for(|status| *status == Status::Up).await.is_ok() })
+        .await;
+    if up != Some(true) {
         return;
     }
     match Socket::bind(&path) {

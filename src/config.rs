@@ -13,7 +13,7 @@ mod provenance;
 use std::fmt;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -25,11 +25,11 @@ pub use provenance::Provenance;
 
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::pipeline::UngovernedWrites;
 use crate::policy::Mode;
 use crate::schema::UnknownMembers;
 use crate::server::TlsSettings;
 use crate::upstream::client_address::{self, TrustedProxies};
-use crate::pipeline::UngovernedWrites;
 use crate::upstream::{self, Upstream};
 use crate::{audit, log};
 use layers::Layers;
@@ -181,6 +181,18 @@ impl Config {
     /// must be given and certificates and tokens are read too. The texts beside the configuration are warnings.
     pub fn load(flags: &Flags, needs_upstream: bool) -> Result<(Self, Vec<String>), Errors> {
         Self::lay(Layers::read(flags, std::env::vars_os().collect()), needs_upstream)
+    }
+
+    /// A gateway of its own: nothing from a file or the environment, free ports, everything in one folder.
+    pub fn isolated(upstream: SocketAddr, folder: &Path) -> Result<Self, Errors> {
+        let values = vec![
+            ("listen", "127.0.0.1:0".to_owned()),
+            ("admin_listen", "127.0.0.1:0".to_owned()),
+            ("data", folder.display().to_string()),
+            ("upstream.url", format!("http://{upstream}")),
+        ];
+        let flags = Flags { config: Some(PathBuf::from("/dev/null")), values };
+        Self::lay(Layers::read(&flags, Vec::new()), true).map(|(config, _)| config)
     }
 
     fn lay(mut layers: Layers, serves: bool) -> Result<(Self, Vec<String>), Errors> {

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::access;
 use crate::app::{self, Failure, Running};
 use crate::audit::query::{Filter, Reader};
-use crate::config::{Config, Flags};
+use crate::config::Config;
 use crate::id::fill_random;
 use crate::json;
 use crate::metrics::Metrics;
@@ -64,7 +64,12 @@ pub async fn run(
     told
 }
 
-async fn story(tell: Tell<'_>, colour: bool, gateway: &Running, folder: &std::path::Path) -> Result<bool, Failure> {
+async fn story(
+    tell: Tell<'_>,
+    colour: bool,
+    gateway: &Running,
+    folder: &std::path::Path,
+) -> Result<bool, Failure> {
     tell(&format!(
         "Patchwarden demo\n\nA stand-in for the Infisical API is running, with two machine identities, and the gateway before it at\nhttp://{}. Each request below is sent to the gateway.\n",
         gateway.gateway
@@ -145,7 +150,13 @@ fn steps() -> Vec<Step> {
         }
         body
     };
-    let step = |title, why, identity, body: Value, expect| Step { title, why, identity, body: body.to_string(), expect };
+    let step = |title, why, identity, body: Value, expect| Step {
+        title,
+        why,
+        identity,
+        body: body.to_string(),
+        expect,
+    };
     let mut without_pin = good(json!({"accessTokenTTL": 3600}));
     without_pin.as_object_mut().and_then(|members| members.remove("jwksCaCert"));
     let mut twice = good(json!({"accessTokenTTL": 3600})).to_string();
@@ -162,7 +173,9 @@ fn steps() -> Vec<Step> {
             "Open to everybody, in disguise",
             "Two halves of IPv4: neither is 0.0.0.0/0, together they are.",
             DEPLOYER,
-            good(json!({"accessTokenTrustedIps": [{"ipAddress": "0.0.0.0/1"}, {"ipAddress": "128.0.0.0/1"}]})),
+            good(
+                json!({"accessTokenTrustedIps": [{"ipAddress": "0.0.0.0/1"}, {"ipAddress": "128.0.0.0/1"}]}),
+            ),
             403,
         ),
         step(
@@ -264,7 +277,8 @@ async fn stand_in(background: &TaskTracker) -> Result<(SocketAddr, Arc<Mutex<Est
 }
 
 async fn start_gateway(standin: SocketAddr, folder: &std::path::Path) -> Result<Running, Failure> {
-    let config = Config::isolated(standin, folder).map_err(|errors| Failure { code: 3, message: errors.to_string() })?;
+    let config = Config::isolated(standin, folder)
+        .map_err(|errors| Failure { code: 3, message: errors.to_string() })?;
     app::start(config).await
 }
 

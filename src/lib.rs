@@ -86,14 +86,15 @@ pub mod settle;
 pub mod respond;
 pub mod passthrough;
 pub mod pipeline;
-// reading and administration
+// the same without traffic
 pub mod view;
+// doors
 pub mod access;
 pub mod api;
-// doors
 pub mod server;
+// assembly
 pub mod config;
 pub mod app;
-// assembly
 pub mod standin;
+pub mod demo;
 pub mod cli;

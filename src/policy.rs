@@ -27,7 +27,8 @@ use crate::schema::Schema;
 pub use rules::{Existing, Level, Rule, RuleError};
 
 /// Whether a violation stops a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// It does.
     Enforce,

@@ -20,7 +20,8 @@ use crate::refusal::{Code, Finding, From, Refusal};
 const MAX_FINDINGS: usize = 100;
 
 /// What members the schema does not know meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum UnknownMembers {
     /// They are not forwarded, and a warning says so.
     Warn,

@@ -21,7 +21,8 @@ pub(super) async fn list(
     extract::State(state): extract::State<State>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let listing = Listing::parse(&pairs(query.as_deref()), state.clock.now(), MAX_LIMIT).map_err(Problem::bad)?;
+    let listing =
+        Listing::parse(&pairs(query.as_deref()), state.clock.now(), MAX_LIMIT).map_err(Problem::bad)?;
     let page = reader(&state)?.page(&listing.filter, listing.cursor.as_deref(), listing.limit).await;
     Ok(answer(page.map_err(|cause| Problem::store(&cause))?))
 }
@@ -33,7 +34,8 @@ pub(super) async fn history(
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let target = filter::target(&id).map_err(Problem::bad)?;
-    let listing = Listing::paging(&pairs(query.as_deref()), state.clock.now(), MAX_LIMIT).map_err(Problem::bad)?;
+    let listing =
+        Listing::paging(&pairs(query.as_deref()), state.clock.now(), MAX_LIMIT).map_err(Problem::bad)?;
     let page = reader(&state)?.target_history(&target, listing.cursor.as_deref(), listing.limit).await;
     Ok(answer(page.map_err(|cause| Problem::store(&cause))?))
 }

@@ -6,35 +6,35 @@
 use crate::id::sha256;
 
 /// A SHA-256.
-pub type Hash = [u8; 32];
+pub(super) type Hash = [u8; 32];
 
 /// Roots of the complete subtrees of a tree of `size` leaves.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Frontier {
+pub(super) struct Frontier {
     size: u64,
     roots: Vec<Hash>,
 }
 
 impl Frontier {
     /// Reads a stored frontier; `None` when the number of hashes does not fit the size.
-    pub fn read(size: u64, bytes: &[u8]) -> Option<Self> {
+    pub(super) fn read(size: u64, bytes: &[u8]) -> Option<Self> {
         let (hashes, rest) = bytes.as_chunks::<32>();
         let fits = rest.is_empty() && hashes.len() == size.count_ones() as usize;
         fits.then(|| Self { size, roots: hashes.to_vec() })
     }
 
     /// The stored form: the hashes one after the other.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         self.roots.concat()
     }
 
     /// Number of leaves.
-    pub fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         self.size
     }
 
     /// Adds a leaf.
-    pub fn append(&mut self, leaf: &[u8]) {
+    pub(super) fn append(&mut self, leaf: &[u8]) {
         let mut hash = sha256(&[&[0], leaf]);
         let mut merged = self.size;
         while merged & 1 == 1 {
@@ -48,7 +48,7 @@ impl Frontier {
     }
 
     /// The tree's root hash; of an empty tree the hash of nothing.
-    pub fn root(&self) -> Hash {
+    pub(super) fn root(&self) -> Hash {
         let mut roots = self.roots.iter().rev();
         let Some(last) = roots.next() else { return sha256(&[]) };
         roots.fold(*last, |right, left| node(left, &right))

@@ -1,8 +1,10 @@
-//! Stub: `patchwarden demo`.
-//!
-//! Written elsewhere.
+//! `patchwarden demo`: tells the story, then stays up until Ctrl-C, or ends at once.
 
+use std::io::IsTerminal as _;
+
+use super::{WRONG, out};
 use crate::app::Failure;
+use crate::demo;
 
 /// What `demo` takes.
 #[derive(Debug, clap::Args)]
@@ -13,5 +15,8 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: &Args) -> Result<u8, Failure> {
-    Err(Failure { code: 3, message: format!("not built yet ({})", args.once) })
+    let colour = std::io::stdout().is_terminal() && !out::no_colour();
+    let until = async { drop(tokio::signal::ctrl_c().await) };
+    let as_told = demo::run(&mut |text| out::print(text), colour, (!args.once).then_some(until)).await?;
+    Ok(if as_told { 0 } else { WRONG })
 }

@@ -29,3 +29,8 @@ pub(crate) fn complain(line: &str) {
     }
     let _ = writeln!(io::stderr().lock(), "{shown}");
 }
+
+#[expect(clippy::disallowed_methods, reason = "a convention among programs, no setting of the gateway")]
+pub(crate) fn no_colour() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}

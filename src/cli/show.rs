@@ -46,15 +46,10 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         };
         return Err(Failure { code: WRONG, message });
     };
-    let colour = std::io::stdout().is_terminal() && !no_colour();
+    let colour = std::io::stdout().is_terminal() && !super::out::no_colour();
     print(&match args.format {
         Format::Text => view::page(&change, colour, args.utc),
         Format::Json => format!("{change:#}\n"),
     })?;
     Ok(0)
-}
-
-#[expect(clippy::disallowed_methods, reason = "a convention among programs, no setting of the gateway")]
-fn no_colour() -> bool {
-    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
