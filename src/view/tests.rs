@@ -89,7 +89,8 @@ fn what_was_seen_later_stands_below() {
 #[test]
 fn an_attached_state_shows_every_field() {
     let state = json!({"accessTokenTTL": 0, "boundSubject": "a"});
-    let change = with(allowed(), &json!({"diff": [{"op": "add", "path": "", "value": state}], "warnings": null}));
+    let change =
+        with(allowed(), &json!({"diff": [{"op": "add", "path": "", "value": state}], "warnings": null}));
     let text = page(&change, false, true);
     assert!(text.contains("accessTokenTTL: (none) -> 0 (no limit)"), "{text}");
     assert!(text.contains("boundSubject: (none) -> a"), "{text}");
@@ -107,12 +108,20 @@ fn colour_adds_escapes_of_ours_only() {
 
 #[test]
 fn rows_line_up_and_cannot_steer_the_terminal() {
-    insta::assert_snapshot!(table(COLUMNS, &[row(&allowed(), true), row(&denied(), true), row(&settled(), true)]));
+    insta::assert_snapshot!(table(
+        COLUMNS,
+        &[row(&allowed(), true), row(&denied(), true), row(&settled(), true)]
+    ));
 }
 
 #[test]
 fn anything_at_all_can_be_shown() {
-    for odd in [json!(null), json!([]), json!({}), json!({"diff": 7, "violations": {"a": 1}, "log": [], "target": "x"})] {
+    for odd in [
+        json!(null),
+        json!([]),
+        json!({}),
+        json!({"diff": 7, "violations": {"a": 1}, "log": [], "target": "x"}),
+    ] {
         assert!(page(&odd, true, false).ends_with('\n'));
         assert_eq!(row(&odd, false)[0], "-");
         assert!(csv(&odd).ends_with("\r\n"));
