@@ -14,12 +14,12 @@ mod tokens;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{BoxError, Router};
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::{self, DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get};
+use axum::{BoxError, Router};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, StatusCode};
 use tower::ServiceBuilder;
@@ -141,7 +141,6 @@ fn set_header(name: http::HeaderName, value: &'static str) -> SetResponseHeaderL
 }
 
 /// The panic itself is reported by the process's panic hook.
-#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(_panic: Box<dyn std::any::Any + Send>) -> Response {
     Problem::of(StatusCode::INTERNAL_SERVER_ERROR, "The gateway failed while answering.").into_response()
 }
@@ -159,7 +158,11 @@ async fn as_operator(mut request: Request, next: Next) -> Response {
 }
 
 /// Lets a request pass with the [`Role`] its token has: readers only read.
-async fn authorise(extract::State(state): extract::State<State>, mut request: Request, next: Next) -> Response {
+async fn authorise(
+    extract::State(state): extract::State<State>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let path = request.uri().path();
     if state.open_metrics && path == "/metrics" {
         return next.run(request).await;

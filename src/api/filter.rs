@@ -49,7 +49,8 @@ pub struct Listing {
 impl Listing {
     /// Reads pairs of name and value. `now` is what `2h` counts from, `max_limit` the largest `limit`.
     pub fn parse(pairs: &[(String, String)], now: Time, max_limit: usize) -> Result<Self, String> {
-        let mut listing = Self { filter: Filter::default(), limit: DEFAULT_LIMIT.min(max_limit), cursor: None };
+        let mut listing =
+            Self { filter: Filter::default(), limit: DEFAULT_LIMIT.min(max_limit), cursor: None };
         for (at, (name, value)) in pairs.iter().enumerate() {
             if pairs[..at].iter().any(|(earlier, _)| earlier == name) {
                 return Err(format!("`{}` is given twice; give it once", shown(name)));

@@ -39,7 +39,11 @@ impl Problem {
 
     /// The store said why; that is logged, not shown.
     pub(super) fn store(cause: &str) -> Self {
-        tracing::warn!(event = "admin_store_failed", error = cause, "the store could not answer the admin API");
+        tracing::warn!(
+            event = "admin_store_failed",
+            error = cause,
+            "the store could not answer the admin API"
+        );
         Self::unavailable("The store does not answer; the gateway's log says why.")
     }
 }

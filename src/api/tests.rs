@@ -65,7 +65,13 @@ impl Api {
     }
 }
 
-async fn ask(router: &Router, method: &str, path: &str, headers: &[(http::HeaderName, &str)], body: &str) -> Answer {
+async fn ask(
+    router: &Router,
+    method: &str,
+    path: &str,
+    headers: &[(http::HeaderName, &str)],
+    body: &str,
+) -> Answer {
     let mut request = http::Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(name, *value);
@@ -88,7 +94,11 @@ async fn without_a_token_there_are_only_the_probes() {
     for path in ["/metrics", "/v1/changes", "/v1/changes/last", "/v1/tokens", "/nowhere"] {
         for token in [None, Some("pw_0000")] {
             let answer = api.get(path, token).await;
-            assert_eq!((answer.status, &answer.headers["www-authenticate"] == "Bearer"), (401, true), "{path}");
+            assert_eq!(
+                (answer.status, &answer.headers["www-authenticate"] == "Bearer"),
+                (401, true),
+                "{path}"
+            );
         }
     }
 }
@@ -143,11 +153,20 @@ async fn a_wrong_question_is_answered_with_what_would_pass() {
         ("/v1/changes/019aaf3e-4f8b-7c31-9d50-9a0a4c1f2b3d", 404, "no such change"),
         ("/v1/changes/abc", 404, "no such change"),
         ("/v1/targets/abc/history", 400, "a UUID like"),
-        ("/v1/targets/0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a/history?decision=deny", 400, "`limit` and `cursor`"),
+        (
+            "/v1/targets/0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a/history?decision=deny",
+            400,
+            "`limit` and `cursor`",
+        ),
         ("/nowhere", 404, "nothing at this path"),
     ] {
         let answer = api.get(path, Some(&reader)).await;
-        assert!(answer.status == status && answer.body.contains(says), "{path}: {} {}", answer.status, answer.body);
+        assert!(
+            answer.status == status && answer.body.contains(says),
+            "{path}: {} {}",
+            answer.status,
+            answer.body
+        );
     }
     let page = api.get("/v1/changes?decision=deny&limit=5&since=2h", Some(&reader)).await.json();
     assert_eq!(page, json!({"changes": [], "next_cursor": null}));

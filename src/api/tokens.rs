@@ -26,7 +26,10 @@ struct Wanted {
 }
 
 /// `POST /v1/tokens`: 201 with the secret; 409 when the name is taken.
-pub(super) async fn create(extract::State(state): extract::State<State>, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
+pub(super) async fn create(
+    extract::State(state): extract::State<State>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
     let body = body.map_err(|unread| Problem::of(unread.status(), "The body is too large or was cut."))?;
     let wanted = wanted(&body).map_err(|error| {
         Problem::bad(format!(r#"The body is not {{"name": "…", "role": "reader"}}: {error}."#))
@@ -35,11 +38,19 @@ pub(super) async fn create(extract::State(state): extract::State<State>, body: R
     access::check_name(&wanted.name).map_err(|error| Problem::bad(format!("`name`: {error}.")))?;
     match state.access.create(&wanted.name, role).await.map_err(|cause| Problem::store(&cause))? {
         Some(secret) => {
-            tracing::info!(event = "token_created", name = wanted.name, role = role.as_str(), "an admin token was made");
+            tracing::info!(
+                event = "token_created",
+                name = wanted.name,
+                role = role.as_str(),
+                "an admin token was made"
+            );
             let token = json!({"name": wanted.name, "role": role, "token": secret});
             Ok(answer(StatusCode::CREATED, &token))
         }
-        None => Err(Problem::of(StatusCode::CONFLICT, "A token of this name exists or existed; give another name.")),
+        None => Err(Problem::of(
+            StatusCode::CONFLICT,
+            "A token of this name exists or existed; give another name.",
+        )),
     }
 }
 
