@@ -257,7 +257,8 @@ mod tests {
         assert_eq!(access.revoke("ci").await, Ok(false));
         let listed = access.list().await.unwrap();
         assert!(listed.len() == 1 && listed[0].revoked_at.is_some());
-        let kept = format!("{:?}", access.audit.tokens().await.unwrap().iter().map(|t| &t.hash).collect::<Vec<_>>());
+        let kept =
+            format!("{:?}", access.audit.tokens().await.unwrap().iter().map(|t| &t.hash).collect::<Vec<_>>());
         assert!(!kept.contains(&secret[3..]), "only the hash is kept");
     }
 
@@ -265,8 +266,12 @@ mod tests {
     async fn a_token_file_opens_for_an_operator() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("token");
-        fs::write(&file, "an-admin-token-of-our-own
-").unwrap();
+        fs::write(
+            &file,
+            "an-admin-token-of-our-own
+",
+        )
+        .unwrap();
         let audit = store(folder.path()).await;
         let access = Access::new(audit.clone(), Some(&file)).unwrap();
         let headers = with(&["Bearer an-admin-token-of-our-own"]);

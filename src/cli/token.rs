@@ -140,12 +140,18 @@ async fn offline(config: &Config) -> Result<Audit, Failure> {
 
 fn row(token: &Value, utc: bool) -> [String; 4] {
     let text = |name: &str| view::visible(token[name].as_str().unwrap_or("-")).into_owned();
-    let revoked = if token["revoked_at"].is_null() { "-".to_owned() } else { view::moment(&token["revoked_at"], utc) };
+    let revoked =
+        if token["revoked_at"].is_null() { "-".to_owned() } else { view::moment(&token["revoked_at"], utc) };
     [text("name"), text("role"), view::moment(&token["created_at"], utc), revoked]
 }
 
 /// Asks the gateway that uses this data folder; nothing when none runs.
-async fn ask(data: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Option<Value>, Failure> {
+async fn ask(
+    data: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<Option<Value>, Failure> {
     let socket = data.join("admin.sock");
     let failed = |why: String| unable(format!("{}: {why}", socket.display()));
     let stream = match UnixStream::connect(&socket).await {
