@@ -141,7 +141,6 @@ fn set_header(name: http::HeaderName, value: &'static str) -> SetResponseHeaderL
 }
 
 /// The panic itself is reported by the process's panic hook.
-#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(_panic: Box<dyn std::any::Any + Send>) -> Response {
     Problem::of(StatusCode::INTERNAL_SERVER_ERROR, "The gateway failed while answering.").into_response()
 }

@@ -24,7 +24,7 @@ pub(super) async fn list(
     let listing =
         Listing::parse(&pairs(query.as_deref()), state.clock.now(), MAX_LIMIT).map_err(Problem::bad)?;
     let page = reader(&state)?.page(&listing.filter, listing.cursor.as_deref(), listing.limit).await;
-    Ok(answer(page.map_err(|cause| Problem::store(&cause))?))
+    Ok(answer(&page.map_err(|cause| Problem::store(&cause))?))
 }
 
 /// `GET /v1/targets/{id}/history`: oldest first.
@@ -37,7 +37,7 @@ pub(super) async fn history(
     let listing =
         Listing::paging(&pairs(query.as_deref()), state.clock.now(), MAX_LIMIT).map_err(Problem::bad)?;
     let page = reader(&state)?.target_history(&target, listing.cursor.as_deref(), listing.limit).await;
-    Ok(answer(page.map_err(|cause| Problem::store(&cause))?))
+    Ok(answer(&page.map_err(|cause| Problem::store(&cause))?))
 }
 
 /// `GET /v1/changes/{id}`: by id or number, or the `last` one.
@@ -58,7 +58,7 @@ fn pairs(query: Option<&str>) -> Vec<(String, String)> {
     url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect()
 }
 
-fn answer(page: Page) -> Response {
+fn answer(page: &Page) -> Response {
     json_answer(&json!({"changes": page.changes, "next_cursor": page.next_cursor}))
 }
 

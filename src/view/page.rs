@@ -96,13 +96,16 @@ impl Page {
     }
 
     fn caller(&mut self, change: &Value) {
-        let mut caller = format!("{} {}", or_dash(change, "/caller/kind"), or_dash(change, "/caller/id"));
+        let mut caller = or_dash(change, "/caller/kind").into_owned();
+        if let Some(id) = said(change, "/caller/id") {
+            let _ = write!(caller, " {id}");
+        }
         if let Some(name) = said(change, "/caller/name") {
             let _ = write!(caller, " ({name})");
         }
         match change.pointer("/caller/proven") {
             Some(Value::Bool(true)) => caller.push_str(", proven by the upstream"),
-            Some(Value::Bool(false)) => caller.push_str(", not proven: as the token claims"),
+            Some(Value::Bool(false)) => caller.push_str(", not proven by the upstream"),
             _ => {}
         }
         self.fact("caller", &caller);
