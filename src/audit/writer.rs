@@ -159,7 +159,12 @@ impl Writer {
     /// The first attempt: what waiting cannot cure ends the program.
     pub(super) async fn open_first(&mut self) -> Result<(), store::Error> {
         match self.open().await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                // Whoever reads the history next sees no intent of an earlier run without its outcome.
+                let first: Vec<Job> = self.backlog.drain(..).collect();
+                self.write(first).await;
+                Ok(())
+            }
             Err(error @ (store::Error::Fatal(_) | store::Error::Url(_))) => Err(error),
             Err(error) => {
                 self.down(&error.to_string());

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Answer, Connection, raw_request};
 use crate::support::gateway::{Gateway, change_of};
-use crate::support::upstream::{Act, Upstream};
+use crate::support::upstream::{Act, Matcher, Upstream};
 use crate::support::{IDENTITY, good_attach, good_patch, jwt_auth_path};
 
 /// A gateway that waits one second for answers and believes a write may land for three seconds more.
@@ -20,8 +20,19 @@ async fn attached(config: &str) -> (Upstream, Gateway) {
     (upstream, gateway)
 }
 
+/// The read before each change.
+fn read() -> Matcher {
+    Matcher::method("GET").path("/identities/")
+}
+
 fn path() -> String {
     jwt_auth_path(IDENTITY)
+}
+
+async fn wait_for_read(upstream: &Upstream) {
+    while !upstream.seen().iter().any(|seen| seen.target == path()) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn lower_ttl(gateway: &Gateway, seconds: u64) -> Answer {
@@ -106,7 +117,10 @@ async fn a_hold_survives_a_killed_gateway() {
     let mut client = Connection::open(gateway.addr()).await;
     let token = format!("Bearer {}", gateway.token);
     let body = good_patch(&json!({"accessTokenTTL": 1800}));
-    client.send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body))).await.unwrap();
+    client
+        .send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body)))
+        .await
+        .unwrap();
     upstream.wait_for_writes(1).await;
     gateway.kill();
     gateway.restart().await;
@@ -125,7 +139,10 @@ async fn a_client_that_hangs_up_stops_nothing_from_the_intent_on() {
     let mut client = Connection::open(gateway.addr()).await;
     let token = format!("Bearer {}", gateway.token);
     let body = good_patch(&json!({"accessTokenTTL": 1800}));
-    client.send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body))).await.unwrap();
+    client
+        .send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body)))
+        .await
+        .unwrap();
     upstream.wait_for_writes(1).await;
     drop(client);
     for _ in 0..100 {
@@ -140,12 +157,15 @@ async fn a_client_that_hangs_up_stops_nothing_from_the_intent_on() {
 #[tokio::test]
 async fn a_client_that_hangs_up_before_the_intent_leaves_nothing_forwarded() {
     let (upstream, gateway) = attached("").await;
-    upstream.script("GET", Act::Stall(Duration::from_secs(1)));
+    upstream.script(read(), Act::Stall(Duration::from_secs(1)));
     let mut client = Connection::open(gateway.addr()).await;
     let token = format!("Bearer {}", gateway.token);
     let body = good_patch(&json!({"accessTokenTTL": 1800}));
-    client.send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body))).await.unwrap();
-    upstream.wait_for_seen(1).await;
+    client
+        .send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body)))
+        .await
+        .unwrap();
+    wait_for_read(&upstream).await;
     drop(client);
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(upstream.writes().is_empty());
@@ -194,7 +214,7 @@ async fn an_upstream_that_is_down_is_not_sent_and_safe_to_retry() {
     let (mut upstream, gateway) = attached(IMPATIENT).await;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let stop = std::sync::Mutex::new(Some(stop));
-    upstream.script("GET", Act::hook(move |_| drop(stop.lock().unwrap().take().map(|stop| stop.send(())))));
+    upstream.script(read(), Act::hook(move |_| drop(stop.lock().unwrap().take().map(|stop| stop.send(())))));
     let patch = tokio::spawn({
         let (addr, token) = (gateway.addr(), format!("Bearer {}", gateway.token));
         async move {
@@ -235,7 +255,7 @@ async fn a_state_older_than_the_log_knows_is_not_judged_by() {
     let (upstream, gateway) = attached("").await;
     upstream.capture();
     assert_eq!(lower_ttl(&gateway, 1800).await.status, 200);
-    upstream.always("GET", Act::ServeOldState);
+    upstream.always(read(), Act::ServeOldState);
     let stale = lower_ttl(&gateway, 1700).await;
     assert_eq!(code(&stale), (503, json!("before.stale")));
     assert_eq!(upstream.writes().len(), 1);
