@@ -129,7 +129,8 @@ fn is_plain_json(value: &str) -> bool {
 }
 
 fn refuse(fault: Fault) -> Refusal {
-    let at = |code, pointer: String, message: &str, help: &str| {
+    let at = |code, pointer: String, what: &str, help: &str| {
+        let message = format!("{pointer} {what}");
         let finding = Finding {
             rule: "body".to_owned(),
             pointer: pointer.clone(),
@@ -137,7 +138,7 @@ fn refuse(fault: Fault) -> Refusal {
             request_pointer: Some(pointer),
             value: serde_json::Value::Null,
             limit: serde_json::Value::Null,
-            message: message.to_owned(),
+            message,
             help: help.to_owned(),
         };
         Refusal::new(code, "The body is not one strict JSON object").with_findings(vec![finding])
@@ -153,13 +154,13 @@ fn refuse(fault: Fault) -> Refusal {
             Code::BodyDuplicateKey,
             pointer,
             "stands twice, which readers understand differently",
-            "Send each key once",
+            "send each key once",
         ),
         Fault::ForbiddenKey(pointer) => at(
             Code::BodyForbiddenKey,
             pointer,
             "is a key with a meaning of its own in JavaScript",
-            "Leave it out",
+            "leave it out",
         ),
     }
 }

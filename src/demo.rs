@@ -29,8 +29,9 @@ use crate::view;
 
 const DEPLOYER: &str = "7d0c7c3a-5f0e-4a3c-9a51-2f9d4e0b6a11";
 const LEGACY: &str = "c1a5e6b2-93d4-4b7f-8e20-6a7b8c9d0e1f";
-const TOKEN: &str = "demo-token";
-const CA_PIN: &str = "-----BEGIN CERTIFICATE-----\n(the demo's pinned CA)\n-----END CERTIFICATE-----";
+/// An unsigned token of a machine identity, which the stand-in takes and the gateway can read the caller from.
+const TOKEN: &str = "eyJhbGciOiJub25lIn0.eyJhdXRoVG9rZW5UeXBlIjoiaWRlbnRpdHlBY2Nlc3NUb2tlbiIsImlkZW50aXR5SWQiOiI1ZjBkNWE1Mi0yYjFjLTRjNTUtOGY3ZS02ZjFiMWQzZTljMDEiLCJpZGVudGl0eU5hbWUiOiJ0ZXJyYWZvcm0ifQ.demo";
+const CA_PIN: &str = "-----BEGIN CERTIFICATE-----\n(a pinned CA would stand here)\n-----END CERTIFICATE-----";
 
 /// One request of the story and what must come of it.
 struct Step {
@@ -75,14 +76,15 @@ async fn story(
         gateway.gateway
     ))?;
     let client = client(gateway.gateway)?;
+    let store = format!("sqlite:{}", folder.join("patchwarden.db").display());
+    let reader = Reader::open(&store).await.map_err(unable)?;
     let mut as_told = true;
     for (number, step) in steps().iter().enumerate() {
-        let (status, answer, warnings) = send(&client, step).await?;
+        let (status, answer) = send(&client, step).await?;
+        let warnings = if status == 200 { warnings(&reader).await? } else { Vec::new() };
         as_told &= status == step.expect;
         tell(&print_step(number + 1, step, gateway.gateway, status, &answer, &warnings))?;
     }
-    let store = format!("sqlite:{}", folder.join("patchwarden.db").display());
-    let reader = Reader::open(&store).await.map_err(unable)?;
     let page = reader.page(&Filter::default(), None, 50).await.map_err(unable)?;
     let rows: Vec<_> = page.changes.iter().map(|change| view::row(change, false)).collect();
     let headings = ["#", "time", "operation", "target", "caller", "result", "what changed"];
@@ -227,7 +229,7 @@ fn steps() -> Vec<Step> {
     ]
 }
 
-async fn send(client: &Upstream, step: &Step) -> Result<(u16, Value, Vec<String>), Failure> {
+async fn send(client: &Upstream, step: &Step) -> Result<(u16, Value), Failure> {
     let mut request = Request::new(Bytes::from(step.body.clone()));
     *request.method_mut() = Method::PATCH;
     *request.uri_mut() = path(step.identity).parse().map_err(unable)?;
@@ -235,15 +237,15 @@ async fn send(client: &Upstream, step: &Step) -> Result<(u16, Value, Vec<String>
     let bearer = HeaderValue::try_from(format!("Bearer {TOKEN}")).map_err(unable)?;
     request.headers_mut().insert(AUTHORIZATION, bearer);
     let answer = client.exchange("demo", request, Duration::from_secs(30), 1 << 20).await.map_err(unable)?;
-    let body = json::value(&answer.body).unwrap_or(Value::Null);
-    let warnings = body_warnings(&answer.headers);
-    Ok((answer.status.as_u16(), body, warnings))
+    Ok((answer.status.as_u16(), json::value(&answer.body).unwrap_or(Value::Null)))
 }
 
-/// `patchwarden-*` headers are taken off by the client we borrow; the record has the warnings.
-fn body_warnings(headers: &http::HeaderMap) -> Vec<String> {
-    let values = headers.get_all(crate::respond::WARNING).iter();
-    values.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
+/// What the newest change was warned of; the client that is borrowed here takes `patchwarden-*` headers off.
+async fn warnings(reader: &Reader) -> Result<Vec<String>, Failure> {
+    let change = reader.find("last").await.map_err(unable)?.unwrap_or(Value::Null);
+    let warnings = change["warnings"].as_array().into_iter().flatten();
+    let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
+    Ok(warnings.map(|warning| format!("{}: {}", text(&warning["rule"]), text(&warning["message"]))).collect())
 }
 
 fn path(identity: &str) -> String {

@@ -121,6 +121,14 @@ pub(super) fn attempt(
     }
 }
 
+/// An unproven refusal keeps this many of its findings, in outline.
+const MAX_UNPROVEN_FINDINGS: usize = 3;
+
+fn outline(finding: &crate::refusal::Finding) -> Value {
+    let cut = |text: &str| text.chars().take(60).collect::<String>();
+    json!({"rule": finding.rule, "pointer": cut(&finding.pointer), "message": cut(&finding.message)})
+}
+
 /// A refusal before the caller is proven holds no body: it can be sent by anybody, as often as they like.
 fn attempt_payload(
     draft: &Draft,
@@ -144,12 +152,10 @@ fn attempt_payload(
     let proven = draft.caller_proven || refusal.is_none();
     let body =
         draft.edit.as_ref().filter(|_| proven).zip(object).map(|(edit, object)| edit.recorded(object, keys));
-    let findings = |refusal: &Refusal| {
-        if !draft.violations.is_empty() || !proven {
-            json!(draft.violations)
-        } else {
-            json!(refusal.findings)
-        }
+    let findings = |refusal: &Refusal| match (draft.violations.is_empty(), proven) {
+        (false, _) => json!(draft.violations),
+        (true, true) => json!(refusal.findings),
+        (true, false) => refusal.findings.iter().take(MAX_UNPROVEN_FINDINGS).map(outline).collect(),
     };
     compact(
         json!({

@@ -1,4 +1,6 @@
 //! `patchwarden demo`: tells the story, then stays up until Ctrl-C, or ends at once.
+//!
+//! The story itself is in `demo`; here it gets its standard output and its end.
 
 use std::io::IsTerminal as _;
 

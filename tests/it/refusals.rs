@@ -35,6 +35,18 @@ fn read() -> Matcher {
 const AUTH: &str = "authorization: Bearer tok\r\n";
 const JSON: &str = "content-type: application/json\r\n";
 
+/// The record of an answer; an unproven refusal is written after its answer.
+fn recorded(gateway: &Gateway, answer: &Answer) -> Value {
+    let id = change_of(answer);
+    for _ in 0..100 {
+        if gateway.cli(&["show", &id, "--format", "json"]).status.success() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    gateway.show(&id)
+}
+
 #[track_caller]
 fn assert_refused(answer: &Answer, status: u16, code: &str, gateway: &Gateway) {
     assert_eq!(answer.status, status, "{}", answer.text());
@@ -44,7 +56,7 @@ fn assert_refused(answer: &Answer, status: u16, code: &str, gateway: &Gateway) {
     assert_eq!((&problem["status"], &problem["statusCode"]), (&json!(status), &json!(status)));
     assert_eq!(problem["reqId"], change_of(answer));
     assert_eq!(answer.get("patchwarden-answered-by"), Some("gateway"));
-    let change = gateway.show(&change_of(answer));
+    let change = recorded(gateway, answer);
     assert_eq!((&change["code"], &change["decision"]), (&json!(code), &json!("refuse")), "{change}");
 }
 
