@@ -46,10 +46,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    #[expect(clippy::needless_pass_by_value, reason = "so that map_err takes it by name")]
     fn misconfigured(message: impl ToString) -> Self {
         Self { code: 2, message: message.to_string() }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "so that map_err takes it by name")]
     fn unable(message: impl ToString) -> Self {
         Self { code: 3, message: message.to_string() }
     }

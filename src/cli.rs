@@ -41,6 +41,7 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "one value a run")]
 enum Command {
     /// Run the gateway
     #[command(

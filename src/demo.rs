@@ -289,6 +289,7 @@ fn client(gateway: SocketAddr) -> Result<Upstream, Failure> {
     Upstream::new(&settings, Duration::from_secs(3), Arc::new(Metrics::new())).map_err(unable)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "so that map_err takes it by name")]
 fn unable(error: impl ToString) -> Failure {
     Failure { code: 3, message: error.to_string() }
 }

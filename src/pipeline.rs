@@ -256,7 +256,7 @@ impl Gateway {
         };
         let mut headers = caller.crossing().clone();
         client.stamp(&mut headers);
-        if !self.memory.failed_reads.has_room(client.address()) {
+        if !self.memory.failed_reads.has_room(&client.address()) {
             return Err(Refusal::overloaded("limits.failed_reads").retry_after(60));
         }
         let turn = self.audit.look(governed.target()).await?.turn;

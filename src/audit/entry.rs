@@ -21,8 +21,6 @@ use super::{Draft, Hold, Outcome, Seen, Settlement};
 pub(super) enum Of {
     Nothing,
     Entry(EntryRef),
-    /// The entry this many places before it in the same group.
-    Back(u64),
 }
 
 /// An entry that waits to be written.
@@ -106,6 +104,10 @@ pub(super) fn attempt(
         Some(refusal) if refusal.code == crate::refusal::Code::PolicyDenied => "deny",
         Some(_) => "refuse",
     };
+    let mut payload = attempt_payload(draft, refusal, over, instance, keys);
+    if !draft.caller_proven && refusal.is_some() && payload.to_string().len() > MAX_UNPROVEN_PAYLOAD {
+        payload["violations"] = json!([]);
+    }
     Unsealed {
         kind: "attempt",
         change: Some(draft.id),
@@ -117,12 +119,13 @@ pub(super) fn attempt(
         code: refusal.map(|refusal| refusal.code.as_str()),
         status: refusal.map(|refusal| refusal.code.status()),
         policy: draft.policy.as_ref().map(ToString::to_string),
-        payload: attempt_payload(draft, refusal, over, instance, keys),
+        payload,
     }
 }
 
-/// An unproven refusal keeps this many of its findings, in outline.
-const MAX_UNPROVEN_FINDINGS: usize = 3;
+/// An unproven refusal keeps this many of its findings, in outline, and none if it gets longer than this by them.
+const MAX_UNPROVEN_FINDINGS: usize = 2;
+const MAX_UNPROVEN_PAYLOAD: usize = 1000;
 
 fn outline(finding: &crate::refusal::Finding) -> Value {
     let cut = |text: &str| text.chars().take(60).collect::<String>();

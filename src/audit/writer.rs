@@ -175,10 +175,11 @@ impl Writer {
 
     pub(super) async fn run(mut self) {
         loop {
-            if self.log.is_none() && Instant::now() >= self.next_try {
-                if let Err(error) = self.open().await {
-                    self.down(&error.to_string());
-                }
+            if self.log.is_none()
+                && Instant::now() >= self.next_try
+                && let Err(error) = self.open().await
+            {
+                self.down(&error.to_string());
             }
             let mut batch: Vec<Job> = Vec::new();
             if self.log.is_some() {
@@ -303,11 +304,13 @@ impl Writer {
         *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = Some(reader);
         let anchor = (self.shared.clock.now(), Instant::now());
         let epoch = head.epoch;
+        let (size, root) = (frontier.size(), frontier.root());
         let is_first = self.origin.replace(origin.clone()).is_none();
         self.log = Some(Log { database, origin, frontier, epoch, last_at, anchor });
         self.recover().await?;
         if is_first {
-            let started = json!({"v": 1, "at": anchor.0, "version": env!("CARGO_PKG_VERSION"), "unfinished": self.backlog.len()});
+            let started = json!({"v": 1, "at": anchor.0, "version": env!("CARGO_PKG_VERSION"),
+                "unfinished": self.backlog.len(), "size": size, "root": hex::encode(root)});
             self.must_write(Group::of(entry::lifecycle("start", started)));
         }
         self.up();
@@ -604,7 +607,6 @@ impl Log {
         let of = match &entry.of {
             Of::Nothing => None,
             Of::Entry(of) => Some(of.clone()),
-            Of::Back(places) => Some(EntryRef { origin: self.origin.clone(), index: index - places }),
         };
         let body = entry.payload.to_string().into_bytes();
         let mut salt = [0u8; 32];

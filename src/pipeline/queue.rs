@@ -138,12 +138,12 @@ impl<K: Hash + Eq> PerMinute<K> {
     }
 
     /// Whether another event of this key would be within the limit.
-    pub(super) fn has_room(&self, key: K) -> bool {
+    pub(super) fn has_room(&self, key: &K) -> bool {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         if window.0.elapsed() > Duration::from_secs(60) {
             *window = (Instant::now(), HashMap::new());
         }
-        window.1.get(&key).is_none_or(|count| *count < self.at_most)
+        window.1.get(key).is_none_or(|count| *count < self.at_most)
     }
 
     /// Counts one.

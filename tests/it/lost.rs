@@ -1,5 +1,6 @@
 //! Answers that are lost, and what the record says then: the truth, or `unknown` until evidence is there.
 
+use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -209,25 +210,54 @@ async fn a_refusal_of_the_upstream_is_rejected_and_passed_on_unchanged() {
     assert_eq!(upstream.writes().len(), 1);
 }
 
-#[tokio::test]
-async fn an_upstream_that_is_down_is_not_sent_and_safe_to_retry() {
-    let (mut upstream, gateway) = attached(IMPATIENT).await;
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    let stop = std::sync::Mutex::new(Some(stop));
-    upstream.script(read(), Act::hook(move |_| drop(stop.lock().unwrap().take().map(|stop| stop.send(())))));
-    let patch = tokio::spawn({
-        let (addr, token) = (gateway.addr(), format!("Bearer {}", gateway.token));
-        async move {
-            let body = good_patch(&json!({"accessTokenTTL": 1800}));
-            crate::support::client::request(addr, "PATCH", &path(), &[("authorization", &token)], Some(&body))
-                .await
+/// Answers the look around at start and one read of the state, then is gone before the write can connect.
+fn vanishing_upstream(state: Value) -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let body = json!({"identityJwtAuth": state}).to_string();
+        let answer = |mut stream: std::net::TcpStream| {
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+            write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        };
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = [0; 4096];
+            let read = stream.read(&mut head).unwrap();
+            if head[..read].starts_with(b"GET /api/v1/auth/jwt-auth/identities/") {
+                drop(listener);
+                return answer(stream);
+            }
+            answer(stream);
         }
     });
-    stopped.await.unwrap();
-    patch.await.unwrap();
+    addr
+}
+
+#[tokio::test]
+async fn a_change_that_could_not_be_sent_is_safe_to_try_again() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let vanishing = vanishing_upstream(upstream.state(IDENTITY).unwrap());
+    let gateway = Gateway::before(&format!("http://{vanishing}")).config(IMPATIENT).start().await;
+    let answer = lower_ttl(&gateway, 1800).await;
+    assert_eq!(code(&answer), (502, json!("upstream.unreachable")), "{}", answer.text());
+    assert!(answer.json()["detail"].as_str().unwrap().contains("safe to try again"));
+    let change = gateway.show(&change_of(&answer));
+    assert_eq!((&change["decision"], &change["outcome"]), (&json!("allow"), &json!("not_sent")));
+    assert_eq!(
+        code(&lower_ttl(&gateway, 1800).await),
+        (502, json!("before.unavailable")),
+        "the target is free"
+    );
+}
+
+#[tokio::test]
+async fn an_upstream_that_comes_back_is_used_again() {
+    let (mut upstream, gateway) = attached(IMPATIENT).await;
+    assert_eq!(lower_ttl(&gateway, 1800).await.status, 200);
     upstream.stop().await;
-    let down = lower_ttl(&gateway, 1800).await;
-    assert_eq!(code(&down), (502, json!("before.unavailable")));
+    assert_eq!(code(&lower_ttl(&gateway, 1700).await), (502, json!("before.unavailable")));
     upstream.restart_on_same_port().await;
     assert_eq!(lower_ttl(&gateway, 1700).await.status, 200);
 }

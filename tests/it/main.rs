@@ -1,5 +1,6 @@
 //! The integration tests: one binary, the real program between a scripted upstream and raw clients.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should panic")]
+#![expect(clippy::disallowed_methods, reason = "tests read JSON and run tasks of their own")]
 
 mod change;
 mod cli;
