@@ -106,7 +106,10 @@ async fn a_hold_survives_a_killed_gateway() {
     let mut client = Connection::open(gateway.addr()).await;
     let token = format!("Bearer {}", gateway.token);
     let body = good_patch(&json!({"accessTokenTTL": 1800}));
-    client.send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body))).await.unwrap();
+    client
+        .send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body)))
+        .await
+        .unwrap();
     upstream.wait_for_writes(1).await;
     gateway.kill();
     gateway.restart().await;
@@ -125,7 +128,10 @@ async fn a_client_that_hangs_up_stops_nothing_from_the_intent_on() {
     let mut client = Connection::open(gateway.addr()).await;
     let token = format!("Bearer {}", gateway.token);
     let body = good_patch(&json!({"accessTokenTTL": 1800}));
-    client.send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body))).await.unwrap();
+    client
+        .send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body)))
+        .await
+        .unwrap();
     upstream.wait_for_writes(1).await;
     drop(client);
     for _ in 0..100 {
@@ -144,7 +150,10 @@ async fn a_client_that_hangs_up_before_the_intent_leaves_nothing_forwarded() {
     let mut client = Connection::open(gateway.addr()).await;
     let token = format!("Bearer {}", gateway.token);
     let body = good_patch(&json!({"accessTokenTTL": 1800}));
-    client.send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body))).await.unwrap();
+    client
+        .send(raw_request(gateway.addr(), "PATCH", &path(), &[("authorization", &token)], Some(&body)))
+        .await
+        .unwrap();
     upstream.wait_for_seen(1).await;
     drop(client);
     tokio::time::sleep(Duration::from_millis(1500)).await;

@@ -5,6 +5,7 @@ mod change;
 mod cli;
 mod deploy;
 mod lost;
+mod passthrough;
 mod refusals;
 mod support;
 mod support_works;
