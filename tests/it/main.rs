@@ -4,6 +4,7 @@
 mod change;
 mod cli;
 mod deploy;
+mod doors;
 mod lost;
 mod passthrough;
 mod refusals;
