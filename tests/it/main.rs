@@ -5,7 +5,9 @@
 mod change;
 mod cli;
 mod deploy;
+mod doors;
 mod lost;
+mod passthrough;
 mod refusals;
 mod support;
 mod support_works;
