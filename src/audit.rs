@@ -2,7 +2,7 @@
 //!
 //! [`Audit::declare`] commits an intent, which is also the lock on its target, and is the only way to an [`Intent`];
 //! [`Audit::finish`] commits what became of it and never drops it; [`Audit::refuse`] commits a "no", or folds it when
-//! nobody proved who said what. One writer ([`writer`]) builds batches; queries read a projection ([`query`]). When the
+//! nobody proved who said what. One writer (`writer`) builds batches; queries read a projection ([`query`]). When the
 //! log cannot be written, attempts are refused at once and the writer tries again until it can.
 
 mod entry;

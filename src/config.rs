@@ -1,7 +1,7 @@
 //! The configuration: what is in force, and where each value came from.
 //!
 //! Comes in: flags, the environment (read here and nowhere else) and `patchwarden.toml`, laid into one table by
-//! [`layers`]. Each section then goes to the struct of the module that owns it, key by key, so that every error is
+//! `layers`. Each section then goes to the struct of the module that owns it, key by key, so that every error is
 //! found at once and named with its key and the place it came from. Goes out: a [`Config`] that can be served, as far as
 //! that can be known without a network. Refuses what would only fail later or would be less safe than it looks: limits
 //! of zero, certificates that do not fit, an admin port that is open to a network without TLS.

@@ -3,7 +3,7 @@
 //! [`Document::read`] takes bytes from outside and yields one strict JSON object, or a [`Fault`]: a key that stands
 //! twice (after unescaping), a key JavaScript treats specially, nesting beyond the limit, a byte order mark, anything
 //! after the value, invalid UTF-8, lone surrogates, numbers beyond a double. What it accepts, every other JSON parser
-//! reads the same way. [`canonical`] writes RFC 8785, the form that is forwarded. [`pointer`] writes RFC 6901.
+//! reads the same way. [`canonical`] writes RFC 8785, the form that is forwarded. [`pointer()`] writes RFC 6901.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;

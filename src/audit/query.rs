@@ -1,7 +1,7 @@
 //! Questions to the history.
 //!
 //! The projection says which changes fit; what they are is then read from the log by row, and put together in the form
-//! users see: the attempt, what became of it, and how it was settled. [`project`] derives the projection from entries, for
+//! users see: the attempt, what became of it, and how it was settled. `project` derives the projection from entries, for
 //! the writer and for a rebuild alike. A page is bounded by work, so it may be short and still have a cursor.
 
 use std::collections::HashMap;
