@@ -284,7 +284,7 @@ async fn late(limit: Duration, sent: Option<oneshot::Receiver<()>>) {
 }
 
 /// HTTP/2 may spread one `Cookie` over several lines; HTTP/1.1 may not (RFC 9113 section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if crumbs.len() < 2 {
         return;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use http::header::ORIGIN;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -33,7 +33,7 @@ use crate::keys::Keys;
 use crate::limits::Limits;
 use crate::metrics::{DecisionLabels, Metrics, OutcomeLabels, RuleLabels};
 use crate::operation::{Edit, Operation, Write, diff};
-use crate::passthrough::Passthrough;
+use crate::passthrough::{Passthrough, join_cookies};
 use crate::policy::{self, Facts, Permit};
 use crate::refusal::{Code, Finding, Refusal};
 use crate::respond::{self, Response, WarningHeaders};
@@ -189,7 +189,10 @@ impl Gateway {
     ) -> Response {
         let _in_flight = self.metrics.in_flight("governed");
         let gone = Gone(Some(self.metrics.clone()));
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if parts.version == Version::HTTP_2 {
+            join_cookies(&mut parts.headers);
+        }
         let origin = parts.headers.get(ORIGIN).cloned();
         let started = Instant::now();
         let mut draft = self.draft(&parts, client);

@@ -4,11 +4,13 @@
 
 mod change;
 mod cli;
+mod coverage;
 mod deploy;
 mod doors;
 mod lost;
 mod passthrough;
 mod refusals;
+mod secrets;
 mod support;
 mod support_works;
 mod tidy;
