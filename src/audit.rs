@@ -116,6 +116,8 @@ struct Shared {
     reader: RwLock<Option<Reader>>,
     /// Indices of intents that a living task will finish.
     owned: Mutex<HashSet<u64>>,
+    /// Changes whose client was refused while their intent may still be committed: the intent is their record.
+    late: Mutex<HashSet<ChangeId>>,
     folds: fold::Folds,
 }
 
@@ -427,6 +429,7 @@ impl Audit {
             status: watch::Sender::new(began),
             reader: RwLock::new(None),
             owned: Mutex::default(),
+            late: Mutex::default(),
             folds: fold::Folds::default(),
         });
         let mut writer = writer::Writer::new(shared.clone(), queue, path, parts.data);
@@ -493,24 +496,11 @@ impl Audit {
     /// not.
     pub async fn refuse(&self, mut draft: Draft, refusal: &Refusal) -> Result<ChangeId, Refusal> {
         let shared = &self.0;
-        let proven = draft.caller_proven && refusal.code.is_proven();
-        if !proven {
-            let instance = shared.keys.instance();
-            let made = entry::attempt(&draft, Some(refusal), None, instance, &shared.keys);
-            return Ok(shared.folds.take(
-                draft.source,
-                refusal.code,
-                draft.id,
-                made,
-                shared.clock.now(),
-                |unsealed| {
-                    let (reply, _) = oneshot::channel();
-                    self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
-                },
-            ));
+        if shared.late.lock().unwrap_or_else(PoisonError::into_inner).remove(&draft.id) {
+            return Ok(draft.id);
         }
-        if refusal.code == Code::AuditUnavailable {
-            return Err(refusal.clone());
+        if !(draft.caller_proven && refusal.code.is_proven()) {
+            return Ok(self.refuse_unproven(&draft, refusal));
         }
         loop {
             let settlement = draft.settlement.take();
@@ -536,6 +526,15 @@ impl Audit {
         }
     }
 
+    fn refuse_unproven(&self, draft: &Draft, refusal: &Refusal) -> ChangeId {
+        let shared = &self.0;
+        let made = entry::attempt(draft, Some(refusal), None, shared.keys.instance(), &shared.keys);
+        shared.folds.take(draft.source, refusal.code, draft.id, made, shared.clock.now(), |unsealed| {
+            let (reply, _) = oneshot::channel();
+            self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
+        })
+    }
+
     /// Commits the intent of a governed write, which takes its target's lock in the same transaction.
     pub async fn declare(
         &self,
@@ -556,8 +555,8 @@ impl Audit {
         group.entries.push(entry::attempt(&draft, None, over.as_ref(), shared.keys.instance(), &shared.keys));
         note_revision(&mut group, Some(&target), draft.before.as_ref(), None);
         let intended = self.intended(&draft);
+        let declared = self.commit_intent(group, intended, over.as_ref(), &draft).await?;
         let proposed = draft.proposed.flatten().map(|state| state.recorded(&shared.keys));
-        let declared = self.commit_intent(group, intended, over.as_ref()).await?;
         Ok(Intent { declared, permit, target, over, proposed })
     }
 
@@ -565,7 +564,7 @@ impl Audit {
     pub async fn declare_watched(&self, draft: Draft, watched: Watched) -> Result<WatchedIntent, Refusal> {
         let shared = &self.0;
         let group = Group::of(entry::attempt(&draft, None, None, shared.keys.instance(), &shared.keys));
-        match self.commit_intent(group, self.intended(&draft), None).await {
+        match self.commit_intent(group, self.intended(&draft), None, &draft).await {
             Ok(declared) => Ok(WatchedIntent { declared, watched }),
             Err(Declined::Refused(refusal)) => Err(refusal),
             Err(Declined::Lost) => {
@@ -592,25 +591,29 @@ impl Audit {
         group: Group,
         mut intended: Intended,
         over: Option<&Hold>,
+        draft: &Draft,
     ) -> Result<Declared, Declined> {
         let shared = &self.0;
         let (reply, mut answer) = oneshot::channel();
         self.send(Job { group, must: false, attempt: true, reply });
         let waited = tokio::time::timeout(shared.settings.commit_wait.0, &mut answer).await;
         let Ok(written) = waited else {
-            let (audit, over) = (self.clone(), over.cloned());
+            let (audit, over, draft) = (self.clone(), over.cloned(), draft.clone());
+            let refusal = Refusal::audit_unavailable("the commit took longer than audit.commit_wait");
+            shared.late.lock().unwrap_or_else(PoisonError::into_inner).insert(draft.id);
+            let refused = refusal.clone();
             shared.tasks.spawn(async move {
-                if let Ok(Ok(written)) = answer.await {
-                    intended.seq = written.seq;
-                    let declared = audit.declared(&written, intended);
-                    let now = audit.0.clock.now();
-                    let outcome = Outcome::seen(OutcomeResult::NotSent, None, now, Duration::ZERO);
-                    audit.finish_declared(declared, &outcome, over.as_ref()).await;
-                }
+                let Ok(Ok(written)) = answer.await else {
+                    audit.refuse_unproven(&draft, &refused);
+                    return;
+                };
+                intended.seq = written.seq;
+                let declared = audit.declared(&written, intended);
+                let now = audit.0.clock.now();
+                let outcome = Outcome::seen(OutcomeResult::NotSent, None, now, Duration::ZERO);
+                audit.finish_declared(declared, &outcome, over.as_ref()).await;
             });
-            return Err(Declined::Refused(Refusal::audit_unavailable(
-                "the commit took longer than audit.commit_wait",
-            )));
+            return Err(Declined::Refused(refusal));
         };
         match written {
             Ok(Ok(written)) => {

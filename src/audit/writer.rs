@@ -292,6 +292,9 @@ impl Writer {
         }
         let mut database = Database::open(&self.path, self.origin.is_none()).await?;
         let (origin, head) = self.find_or_begin(&mut database).await?;
+        // A store that can be read is not yet one that can be written.
+        database.begin().await?;
+        database.rollback().await?;
         self.resolve_doubt(&mut database, &origin).await?;
         let frontier = Frontier::read(head.size, &head.frontier).ok_or_else(|| {
             store::Error::Fatal(format!("{}: the log's frontier is damaged", self.path.display()))

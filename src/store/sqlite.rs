@@ -53,7 +53,6 @@ impl Database {
             .filename(path)
             .create_if_missing(true)
             .page_size(4096)
-            .auto_vacuum(SqliteAutoVacuum::Incremental)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY)
@@ -61,6 +60,8 @@ impl Database {
             .pragma("wal_autocheckpoint", "0")
             .pragma("temp_store", "MEMORY")
             .disable_statement_logging();
+        // Said to a file that has it already, it would be a write to what may turn out not to be ours.
+        let options = if is_new { options.auto_vacuum(SqliteAutoVacuum::Incremental) } else { options };
         if is_new {
             create_private(path)?;
         }

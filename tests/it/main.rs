@@ -8,6 +8,7 @@ mod coverage;
 mod deploy;
 mod doors;
 mod lost;
+mod outage;
 mod passthrough;
 mod refusals;
 mod secrets;

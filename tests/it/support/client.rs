@@ -52,9 +52,14 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn open(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect(addr).await.expect("connects");
-        stream.set_nodelay(true).expect("nodelay");
-        Self { stream, unread: Vec::new() }
+        Self::try_open(addr).await.expect("connects")
+    }
+
+    /// Where nobody may be listening.
+    pub(crate) async fn try_open(addr: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, unread: Vec::new() })
     }
 
     pub(crate) async fn send(&mut self, raw: impl AsRef<[u8]>) -> io::Result<()> {
