@@ -53,7 +53,7 @@ pub struct Settings {
     pub wal_soft: Size,
     /// From this size on changes are refused.
     pub wal_hard: Size,
-    /// Disk space kept for outcomes.
+    /// Disk space kept for outcomes; read, not enforced yet.
     pub reserve: Size,
 }
 
