@@ -163,35 +163,15 @@ pub struct ChangeUpdate {
     pub search: String,
 }
 
-/// What the projection is asked.
+/// Which part of the projection, and from where on.
 #[derive(Clone, Debug, Default)]
 pub struct ChangeQuery {
     /// `identity/<uuid>`
     pub target: Option<String>,
-    /// Operation.
-    pub operation: Option<String>,
-    /// Decision.
-    pub decision: Option<String>,
-    /// Outcome; `applied` includes those settled as applied, `unknown` only the other ones.
-    pub outcome: Option<String>,
-    /// Id of the caller.
-    pub caller: Option<String>,
-    /// A rule, in violations or warnings.
-    pub rule: Option<String>,
-    /// `deny`
-    pub would: Option<String>,
-    /// Only with warnings.
-    pub warned: bool,
     /// Not before, in microseconds.
     pub since: Option<i64>,
     /// Before, in microseconds.
     pub until: Option<i64>,
-    /// A pointer that changed.
-    pub changed: Option<String>,
-    /// Lower-case text.
-    pub contains: Option<String>,
-    /// Only unknown ones without settlement.
-    pub unsettled: bool,
     /// Oldest first.
     pub ascending: bool,
     /// Go on after this place.

@@ -226,7 +226,6 @@ impl Reader {
             until: filter.until.map(|at| at.0),
             ascending,
             after,
-            ..ChangeQuery::default()
         };
         let (started, mut looked_at) = (Instant::now(), 0);
         let mut found: Vec<ChangeRow> = Vec::new();

@@ -86,7 +86,7 @@ const OWN: &[(&str, Kind, &str, &str)] = &[
     ("audit.commit_wait", TEXT, "\"5s\"", "how long a change waits for its intent to be written"),
     ("audit.wal_soft", TEXT, "\"64MiB\"", "write-ahead log size from which it is folded in with more effort"),
     ("audit.wal_hard", TEXT, "\"512MiB\"", "write-ahead log size from which no change is let through"),
-    ("audit.reserve", TEXT, "\"256MiB\"", "free disk space below which no change is let through"),
+    ("audit.reserve", TEXT, "\"256MiB\"", "disk space to be kept for outcomes; read, not enforced yet"),
     ("log.format", TEXT, "?\"json\"", "pretty | json; default: pretty on a terminal, else json"),
     ("log.level", TEXT, "\"info\"", "off | error | warn | info | debug | trace"),
 ];
