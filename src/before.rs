@@ -1,7 +1,7 @@
 //! Step 5: the state now, and proof of the caller.
 //!
 //! One GET with the caller's own token. Its answer is a [`Reading`]: present with its revision, or absent; and that the
-//! upstream answered so proves the caller. Everything else is a refusal (semantics 4). [`Watch`] remembers readings that
+//! upstream answered so proves the caller. Everything else is a refusal. [`Watch`] remembers readings that
 //! are older than what this log knows: re-read for two seconds, refused, and after a minute of the same accepted as the
 //! upstream itself having been rolled back.
 

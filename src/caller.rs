@@ -151,7 +151,7 @@ fn claimed(token: &str, keys: &Keys) -> Caller {
     Caller { kind, id, name, fingerprint, crossing: HeaderMap::new() }
 }
 
-/// Kind, id and name as the token claims them (`upstream.md` section 2).
+/// Kind, id and name as the token claims them.
 fn who(token: &str) -> (&'static str, Option<String>, Option<String>) {
     if let Some(rest) = token.strip_prefix("st.") {
         let id = rest.split('.').next().filter(|id| canonical_uuid(id).is_some());

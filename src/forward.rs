@@ -2,7 +2,7 @@
 //!
 //! Takes an [`Intent`], which only `audit` makes and only after its commit. The request is built, not copied: the
 //! canonical path, the few headers that cross, our own bytes of the normal form. Sent once; a write whose bytes may have
-//! left is never repeated. Out comes a [`Reply`]: what the answer proves by the table of semantics 7, and the answer.
+//! left is never repeated. Out comes a [`Reply`]: what the answer proves, and the answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,7 +67,7 @@ impl Reply {
         }
     }
 
-    /// The table of semantics 7.
+    /// What each way a request can end proves of the write.
     fn of(answer: Result<Answer, Failure>, write: Write, object: &Arc<Object>, target_id: &str) -> Self {
         let unknown = |answer, handler_ended| Self {
             result: OutcomeResult::Unknown,

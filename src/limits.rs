@@ -27,6 +27,16 @@ macro_rules! limits {
             let defaults = Limits::default();
             vec![$((stringify!($name), defaults.$name.shown(), concat!($($doc),*).trim()),)*]
         }
+
+        impl Limits {
+            /// Names of limits that are zero.
+            pub fn zeros(&self) -> Vec<&'static str> {
+                [$((stringify!($name), self.$name.is_zero()),)*]
+                    .into_iter()
+                    .filter_map(|(name, is_zero)| is_zero.then_some(name))
+                    .collect()
+            }
+        }
     };
 }
 
@@ -73,54 +83,50 @@ limits! {
     shutdown: Span = Span::secs(30),
 }
 
-trait Shown {
+/// What a limit's type says of itself.
+trait Value {
+    /// As TOML.
     fn shown(&self) -> String;
+
+    fn is_zero(&self) -> bool;
 }
 
-impl Shown for Size {
+impl Value for Size {
     fn shown(&self) -> String {
         format!("\"{self}\"")
     }
+
+    fn is_zero(&self) -> bool {
+        self.0 == 0
+    }
 }
 
-impl Shown for Span {
+impl Value for Span {
     fn shown(&self) -> String {
         format!("\"{self}\"")
     }
-}
 
-impl Shown for usize {
-    fn shown(&self) -> String {
-        self.to_string()
+    fn is_zero(&self) -> bool {
+        self.0.is_zero()
     }
 }
 
-impl Shown for u32 {
+impl Value for usize {
     fn shown(&self) -> String {
         self.to_string()
     }
+
+    fn is_zero(&self) -> bool {
+        *self == 0
+    }
 }
 
-impl Limits {
-    /// Names of limits that are zero.
-    pub fn zeros(&self) -> Vec<&'static str> {
-        let zero = |name, is_zero| if is_zero { Some(name) } else { None };
-        [
-            zero("body", self.body.0 == 0),
-            zero("body_read", self.body_read.0.is_zero()),
-            zero("before", self.before.0.is_zero()),
-            zero("forward", self.forward.0.is_zero()),
-            zero("answer", self.answer.0 == 0),
-            zero("target_wait", self.target_wait.0.is_zero()),
-            zero("in_flight", self.in_flight == 0),
-            zero("requests", self.requests == 0),
-            zero("connections", self.connections == 0),
-            zero("handshake", self.handshake.0.is_zero()),
-            zero("header_read", self.header_read.0.is_zero()),
-            zero("connect", self.connect.0.is_zero()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+impl Value for u32 {
+    fn shown(&self) -> String {
+        self.to_string()
+    }
+
+    fn is_zero(&self) -> bool {
+        *self == 0
     }
 }

@@ -789,7 +789,7 @@ fn code_of(reply: &Reply) -> Option<Code> {
     }
 }
 
-/// What the head of a watched write's answer proves (semantics 7); its body is not read.
+/// What the head of a watched write's answer proves; its body is not read.
 fn watched_result(end: &Result<StatusCode, Failure>) -> OutcomeResult {
     match end.as_ref().map(StatusCode::as_u16) {
         Ok(200..=299) => OutcomeResult::Applied,

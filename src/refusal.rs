@@ -144,7 +144,7 @@ impl Code {
         }
     }
 
-    /// Whether the upstream had accepted the caller's token before this was said (semantics 8).
+    /// Whether the upstream had accepted the caller's token before this was said.
     pub const fn is_proven(self) -> bool {
         match self {
             Self::RouteNotCanonical

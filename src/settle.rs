@@ -1,6 +1,6 @@
 //! Unknown ends, settled by evidence, and drift.
 //!
-//! A write whose end was not seen holds its target. [`judge`] is the table of `log.md` section 7: it compares what a
+//! A write whose end was not seen holds its target. [`judge`] is the table of evidence: it compares what a
 //! read shows now with what the held intent had before and proposed, and says what became of it, or that it is too
 //! early to say. A read that shows the old state before the write could no longer land proves nothing.
 

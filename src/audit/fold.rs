@@ -1,6 +1,6 @@
 //! Refusals nobody proved: recorded one by one as long as they are few, then counted.
 //!
-//! Anybody can send garbage as often as they like, so it must not cost more than a bound (semantics 8). Per source and
+//! Anybody can send garbage as often as they like, so it must not cost more than a bound. Per source and
 //! code the first ten a minute get an entry of their own; the rest count into one `fold` entry per minute and source, and
 //! past a thousand sources into one joint fold. All of it shares a daily budget of bytes; when that is spent, only the joint
 //! fold goes on. Counts stay exact.

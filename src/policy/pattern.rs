@@ -1,7 +1,7 @@
 //! Does a pattern of the upstream's login bind anyone?
 //!
 //! The upstream matches subject, audiences and claims with a glob library, and much that looks like a bound lets
-//! everybody in (semantics 6). A pattern binds when it has no glob characters, or is written in
+//! everybody in. A pattern binds when it has no glob characters, or is written in
 //! `literal * ** ? [set] {a,b}` only and keeps at least three literal characters whichever alternative is taken.
 //! Everything else, from `!x` to extglobs and `|`, does not bind: it may be narrow, but nobody can tell by reading it.
 
