@@ -8,6 +8,8 @@
 //! When told to stop, a server accepts nothing more, asks each connection to finish and gives them a bounded time.
 
 mod linger;
+mod requests;
+mod socket;
 mod tls;
 
 use std::any::Any;
@@ -16,11 +18,8 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,9 +30,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,6 +48,8 @@ use crate::respond::{self, Response};
 use crate::units::Span;
 
 use linger::Lingering;
+pub(crate) use requests::Requests;
+pub use socket::Socket;
 pub use tls::TlsSettings;
 
 /// Header lines of a request; more get 431.
@@ -176,38 +177,6 @@ pub enum Door {
     Tcp(TcpListener, Option<TlsAcceptor>),
     /// A socket file.
     Unix(Socket),
-}
-
-/// A Unix socket that only its owner may open; its file goes with it.
-pub struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Socket {
-    /// Listens at `path`, in a folder that is closed to others. A socket left there by an earlier run is replaced,
-    /// anything else is an error.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
-            Ok(_) => {
-                let what = format!("{} is in the way: it is no socket", path.display());
-                return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        let socket = Self { listener: UnixListener::bind(path)?, path: path.to_owned() };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(socket)
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // If it is gone already, nothing is left to do.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 enum Accepted {
@@ -395,7 +364,7 @@ impl Connection {
             async move {
                 let response = handled.await?;
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    seen.0.upgraded.store(true, Ordering::Release);
+                    seen.upgrade();
                 }
                 Ok::<_, Infallible>(response)
             }
@@ -506,58 +475,6 @@ async fn sniff(stream: &TcpStream) -> io::Result<Option<Http>> {
             return Ok(Some(Http::Two));
         }
         sleep(PEEK_PAUSE).await;
-    }
-}
-
-/// The requests of one connection.
-#[derive(Debug, Default)]
-pub(crate) struct Requests {
-    begun: AtomicU64,
-    answered: AtomicU64,
-    /// Set once the connection no longer speaks HTTP.
-    upgraded: AtomicBool,
-}
-
-impl Requests {
-    fn begin(self: &Arc<Self>) -> Running {
-        self.begun.fetch_add(1, Ordering::AcqRel);
-        Running(Arc::clone(self))
-    }
-
-    fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Acquire)
-    }
-
-    fn is_upgraded(&self) -> bool {
-        self.upgraded.load(Ordering::Acquire)
-    }
-
-    /// Ends when no request came within `first`, or none came and none was being handled for `idle`.
-    async fn silence(self: &Arc<Self>, first: Duration, idle: Duration) {
-        sleep(first).await;
-        let mut since = Instant::now();
-        let mut seen = 0;
-        loop {
-            let begun = self.begun();
-            if begun == 0 {
-                return;
-            }
-            if begun != seen || self.answered.load(Ordering::Acquire) != begun {
-                (seen, since) = (begun, Instant::now());
-            } else if since.elapsed() >= idle {
-                return;
-            }
-            sleep(idle / 4).await;
-        }
-    }
-}
-
-/// One request being handled.
-struct Running(Arc<Requests>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.answered.fetch_add(1, Ordering::AcqRel);
     }
 }
 

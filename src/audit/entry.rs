@@ -16,19 +16,12 @@ use crate::refusal::Refusal;
 
 use super::{Draft, Hold, Outcome, Seen, Settlement};
 
-/// What an entry speaks of.
-#[derive(Clone, Debug)]
-pub(super) enum Of {
-    Nothing,
-    Entry(EntryRef),
-}
-
 /// An entry that waits to be written.
 #[derive(Clone, Debug)]
 pub(super) struct Unsealed {
     pub kind: &'static str,
     pub change: Option<ChangeId>,
-    pub of: Of,
+    pub of: Option<EntryRef>,
     pub operation: Option<String>,
     pub target: Option<String>,
     /// Filled in from the lock when the entry takes one.
@@ -111,7 +104,7 @@ pub(super) fn attempt(
     Unsealed {
         kind: "attempt",
         change: Some(draft.id),
-        of: Of::Nothing,
+        of: None,
         operation: draft.operation.clone(),
         target: draft.target.as_ref().map(ToString::to_string),
         seq: None,
@@ -202,7 +195,7 @@ pub(super) fn outcome(
     Unsealed {
         kind: "outcome",
         change: Some(attempt.change),
-        of: Of::Entry(of.clone()),
+        of: Some(of.clone()),
         operation: attempt.operation.clone(),
         target: attempt.target.clone(),
         seq: attempt.seq,
@@ -235,7 +228,7 @@ pub(super) fn settlements(settlement: &Settlement, now: Time, keys: &Keys) -> Ve
     let one = |of: &EntryRef, change: Option<ChangeId>, result: super::Settled| Unsealed {
         kind: "settlement",
         change,
-        of: Of::Entry(of.clone()),
+        of: Some(of.clone()),
         operation: None,
         target: None,
         seq: None,
@@ -281,7 +274,7 @@ pub(super) fn lifecycle(name: &str, payload: Value) -> Unsealed {
     Unsealed {
         kind: "lifecycle",
         change: None,
-        of: Of::Nothing,
+        of: None,
         operation: Some(format!("lifecycle.{name}")),
         target: None,
         seq: None,
@@ -322,7 +315,7 @@ mod tests {
         let entry = Unsealed {
             kind: "outcome",
             change: "019390b4-7a10-7000-8000-0123456789ab".parse().ok(),
-            of: Of::Nothing,
+            of: None,
             operation: Some("jwt-auth.update".into()),
             target: Some("identity/0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a".into()),
             seq: Some(42),

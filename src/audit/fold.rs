@@ -16,7 +16,7 @@ use crate::clock::Time;
 use crate::id::ChangeId;
 use crate::refusal::Code;
 
-use super::entry::{Of, Unsealed};
+use super::entry::Unsealed;
 
 const OWN_ENTRIES: u32 = 10;
 const MAX_SOURCES: usize = 1000;
@@ -114,7 +114,7 @@ impl Fold {
         Unsealed {
             kind: "fold",
             change: Some(self.id),
-            of: Of::Nothing,
+            of: None,
             operation: None,
             target: None,
             seq: None,

@@ -6,6 +6,8 @@
 //! and the log read back before anybody is answered. Outcomes, settlements, folds and lifecycle entries stay at the head
 //! of the queue until they are written.
 
+mod batch;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::PathBuf;
@@ -20,19 +22,19 @@ use crate::id::{EntryRef, fill_random};
 use crate::json;
 use crate::keys;
 use crate::log;
-use crate::store::{self, Database, EntryRow, Head, Reader, TokenRow};
+use crate::store::{self, Database, Head, Reader, TokenRow};
 
-use super::entry::{self, Of, Unsealed};
+use super::entry::{self, Unsealed};
 use super::query::{PROJECTION_VERSION, project};
 use super::tree::Frontier;
 use super::{Outcome, OutcomeResult, Shared, Status};
+
+use batch::Log;
 
 /// Groups in one batch at most.
 const MAX_BATCH: usize = 256;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
-/// A wall clock that moved further than this from the monotonic one gets an entry.
-const CLOCK_STEP: Duration = Duration::from_secs(1);
 
 /// Entries that are written together or not at all, and what they do to targets.
 #[derive(Clone, Debug, Default)]
@@ -106,29 +108,10 @@ pub(super) struct Writer {
     detail: String,
 }
 
-/// An open log.
-struct Log {
-    database: Database,
-    origin: String,
-    frontier: Frontier,
-    epoch: i64,
-    last_at: Time,
-    /// Wall and monotonic time of one moment, to notice steps.
-    anchor: (Time, Instant),
-}
-
 /// A batch in doubt: its first entry, and everybody who waits.
 struct Doubt {
     first: (u64, Vec<u8>),
     jobs: Vec<(Job, Written)>,
-}
-
-/// A batch in the making.
-struct Batch {
-    rows: Vec<EntryRow>,
-    frontier: Frontier,
-    last_at: Time,
-    projected: Vec<(usize, Value, Unsealed, Time)>,
 }
 
 impl Writer {
@@ -541,115 +524,6 @@ impl Writer {
     }
 }
 
-impl Log {
-    /// Starts a batch; a wall clock that stepped gets its entry first.
-    fn batch(&mut self, wall: Time) -> Batch {
-        let mut batch = Batch {
-            rows: Vec::new(),
-            frontier: self.frontier.clone(),
-            last_at: self.last_at,
-            projected: Vec::new(),
-        };
-        let expected =
-            Time(self.anchor.0.0 + i64::try_from(self.anchor.1.elapsed().as_micros()).unwrap_or(0));
-        let step = wall.0 - expected.0;
-        self.anchor = (wall, Instant::now());
-        if step.unsigned_abs() > u64::try_from(CLOCK_STEP.as_micros()).unwrap_or(u64::MAX) {
-            let payload = json!({"v": 1, "at": wall, "expected": expected, "step_us": step});
-            self.seal(entry::lifecycle("clock", payload), &mut batch, wall);
-        }
-        batch
-    }
-
-    /// Takes a group's locks and seals its entries. `None`: a lock was lost.
-    async fn place(
-        &mut self,
-        group: &mut Group,
-        batch: &mut Batch,
-        wall: Time,
-    ) -> Result<Option<Written>, store::Error> {
-        let last = batch.frontier.size() + group.entries.len().max(1) as u64 - 1;
-        let mut taken = None;
-        for op in &group.ops {
-            let database = &mut self.database;
-            let kept = match op {
-                TargetOp::Open { key, turn, over } => {
-                    let over = over.as_ref().map(|over| (over.origin.as_str(), over.index));
-                    taken = database.open_target(key, *turn, (&self.origin, last), over, wall.0).await?;
-                    taken.is_some()
-                }
-                TargetOp::Free { key, intent, turn } => {
-                    let freed = database.free_target(key, (&intent.origin, intent.index), *turn).await?;
-                    freed || turn.is_none()
-                }
-                TargetOp::Hold { key, held_by, intent, since } => {
-                    let (held_by, intent) =
-                        ((&*held_by.origin, held_by.index), (&*intent.origin, intent.index));
-                    database.hold_target(key, held_by, intent, since.0).await.map(|()| true)?
-                }
-                TargetOp::Revision { key, revision, turn } => {
-                    database.note_revision(key, revision, *turn).await.map(|()| true)?
-                }
-                TargetOp::CreateToken(token) => database.create_token(token).await?,
-                TargetOp::RevokeToken(name, at) => database.revoke_token(name, *at).await?,
-            };
-            if !kept {
-                return Ok(None);
-            }
-        }
-        for entry in group.entries.clone() {
-            let seq = if entry.kind == "attempt" { taken } else { entry.seq };
-            self.seal(Unsealed { seq, ..entry }, batch, wall);
-        }
-        Ok(Some(Written { origin: self.origin.clone(), last, seq: taken }))
-    }
-
-    fn seal(&self, entry: Unsealed, batch: &mut Batch, wall: Time) {
-        let index = batch.frontier.size();
-        let at = Time(wall.0.max(batch.last_at.0 + 1));
-        let of = match &entry.of {
-            Of::Nothing => None,
-            Of::Entry(of) => Some(of.clone()),
-        };
-        let body = entry.payload.to_string().into_bytes();
-        let mut salt = [0u8; 32];
-        fill_random(&mut salt);
-        let envelope = entry.envelope(index, at, of.as_ref(), &entry::payload_digest(&salt, &body));
-        batch.frontier.append(&envelope);
-        batch.last_at = at;
-        let of = of.map(|of| (of.origin, of.index));
-        batch.rows.push(EntryRow { index, kind: entry.kind, of: of.clone(), envelope, salt, body });
-        batch.projected.push((batch.rows.len() - 1, entry.payload.clone(), entry, at));
-    }
-
-    async fn write(&mut self, batch: &Batch) -> Result<(), store::Error> {
-        if !batch.rows.is_empty() {
-            let first = self.database.append(&self.origin, &batch.rows).await?;
-            for (row, (place, payload, entry, at)) in (first..).zip(&batch.projected) {
-                let stored = &batch.rows[*place];
-                let facts = super::query::Facts {
-                    row,
-                    index: stored.index,
-                    kind: entry.kind,
-                    at: at.0,
-                    of: stored.of.as_ref(),
-                    change: entry.change.map(|change| change.to_string()),
-                    target: entry.target.as_deref(),
-                    operation: entry.operation.as_deref(),
-                    result: entry.result,
-                };
-                project(&mut self.database, &facts, payload).await?;
-            }
-            let head =
-                Head { size: batch.frontier.size(), frontier: batch.frontier.bytes(), epoch: self.epoch };
-            if !self.database.advance(&self.origin, self.frontier.size(), &head).await? {
-                return Err(store::Error::Wait("somebody else appended to this log".to_owned()));
-            }
-        }
-        self.database.commit().await
-    }
-}
-
 fn lock(path: &std::path::Path) -> Result<File, store::Error> {
     match keys::lock(path) {
         Ok(Some(file)) => Ok(file),
@@ -667,7 +541,7 @@ async fn last_time(database: &mut Database, origin: &str, size: u64) -> Result<T
 
 fn of_index(entry: &Unsealed) -> Option<u64> {
     match &entry.of {
-        Of::Entry(of) if entry.kind == "outcome" => Some(of.index),
+        Some(of) if entry.kind == "outcome" => Some(of.index),
         _ => None,
     }
 }

@@ -1,5 +1,8 @@
 //! Real sockets on both sides: a client, the gateway's port with pass-through behind it, and an upstream.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;

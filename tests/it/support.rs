@@ -50,6 +50,15 @@ pub(crate) fn good_patch(members: &Value) -> Value {
     body
 }
 
+/// Waits until something holds, ten seconds at most.
+pub(crate) async fn eventually(mut holds: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !holds() {
+        assert!(begun.elapsed().as_secs() < 10, "it never did");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
 /// A token of three parts that nobody signed; a gateway can only read it.
 pub(crate) fn jwt(claims: &Value) -> String {
     let header = json!({"alg": "HS256", "typ": "JWT"});

@@ -1,0 +1,186 @@
+//! Queries beside whoever writes.
+//!
+//! Read-only connections: the pool may be open while a gateway writes, in the same process or another. Each call is one
+//! statement, so that no read transaction holds the WAL back.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow};
+use sqlx::{ConnectOptions as _, QueryBuilder, Row as _};
+
+use super::super::{ChangeQuery, ChangeRow, Error, StoredEntry, TargetRow, TokenRow};
+use super::{entry_at, inside, inspect, opening, signed, stored, target, unsigned};
+
+/// Read-only connections for queries.
+#[derive(Clone)]
+pub struct Reader(SqlitePool);
+
+impl Reader {
+    /// Opens a store that exists, beside whoever writes it.
+    pub async fn open(path: &Path) -> Result<Self, Error> {
+        if !path.exists() {
+            return Err(Error::Wait(format!(
+                "{} does not exist; has a gateway run with this store?",
+                path.display()
+            )));
+        }
+        if inspect(path).await? {
+            return Err(Error::Wait(format!(
+                "{} is empty; has a gateway run with this store?",
+                path.display()
+            )));
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .read_only(true)
+            .busy_timeout(Duration::from_secs(2))
+            .disable_statement_logging();
+        let pool = SqlitePoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(5));
+        pool.connect_with(options).await.map(Self).map_err(|error| opening(path, &error))
+    }
+
+    /// A target's row.
+    pub async fn target(&self, key: &str) -> Result<TargetRow, Error> {
+        let mut connection = self.0.acquire().await.map_err(|error| inside(&error))?;
+        target(&mut connection, key).await
+    }
+
+    /// One entry with its payload.
+    pub async fn entry(&self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
+        let mut connection = self.0.acquire().await.map_err(|error| inside(&error))?;
+        entry_at(&mut connection, origin, index).await
+    }
+
+    /// The outcome or settlement of an intent.
+    pub async fn entry_of(&self, of: (&str, u64), kind: &str) -> Result<Option<StoredEntry>, Error> {
+        let query = sqlx::query(concat!(
+            "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body FROM entries e ",
+            "LEFT JOIN payloads p ON p.row = e.row WHERE e.of_origin = ? AND e.of_idx = ? AND e.kind = ? ",
+            "AND e.kind IN ('outcome', 'settlement')"
+        ));
+        let row = query.bind(of.0).bind(signed(of.1)).bind(kind).fetch_optional(&self.0).await;
+        row.and_then(|row| row.as_ref().map(stored).transpose()).map_err(|error| inside(&error))
+    }
+
+    /// Entries by row.
+    pub async fn entries(&self, rows: &[i64]) -> Result<Vec<StoredEntry>, Error> {
+        let mut query = QueryBuilder::new(
+            "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body FROM entries e \
+             LEFT JOIN payloads p ON p.row = e.row WHERE e.row IN (",
+        );
+        let mut list = query.separated(", ");
+        for row in rows {
+            list.push_bind(*row);
+        }
+        query.push(")");
+        let rows = query.build().fetch_all(&self.0).await.map_err(|error| inside(&error))?;
+        rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// At most `limit` rows of the projection, in time order, that follow `query.after`; filters apply to `candidates`
+    /// rows at most. The second result is the place to go on from, when the end was not reached.
+    pub async fn changes(
+        &self,
+        query: &ChangeQuery,
+        candidates: usize,
+    ) -> Result<(Vec<ChangeRow>, Option<(i64, String)>), Error> {
+        let mut text = QueryBuilder::new(
+            "SELECT row, kind, idx, id, at, target, operation, caller, decision, would, outcome, settled, warned, rules, \
+             pointers, search, outcome_row, settlement_row FROM changes WHERE kind = 'attempt'",
+        );
+        if let Some(target) = &query.target {
+            text.push(" AND target = ").push_bind(target);
+        }
+        if let Some(since) = query.since {
+            text.push(" AND at >= ").push_bind(since);
+        }
+        if let Some(until) = query.until {
+            text.push(" AND at < ").push_bind(until);
+        }
+        if let Some((at, id)) = &query.after {
+            text.push(if query.ascending { " AND (at, id) > (" } else { " AND (at, id) < (" });
+            text.push_bind(at).push(", ").push_bind(id).push(")");
+        }
+        text.push(if query.ascending {
+            " ORDER BY at, id LIMIT "
+        } else {
+            " ORDER BY at DESC, id DESC LIMIT "
+        });
+        text.push_bind(i64::try_from(candidates).unwrap_or(i64::MAX));
+        let rows = text.build().fetch_all(&self.0).await.map_err(|error| inside(&error))?;
+        let rows: Vec<_> =
+            rows.iter().map(change).collect::<Result<_, _>>().map_err(|error| inside(&error))?;
+        let more = rows.len() == candidates;
+        let place = rows.last().filter(|_| more).map(|last| (last.at, last.id.clone()));
+        Ok((rows, place))
+    }
+
+    /// One row of the projection by id; or by number; or the newest attempt.
+    pub async fn change(&self, id: Option<&str>, index: Option<u64>) -> Result<Option<ChangeRow>, Error> {
+        const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, operation, caller, decision, would, outcome, settled, \
+             warned, rules, pointers, search, outcome_row, settlement_row FROM changes ";
+        let mut text = QueryBuilder::new(COLUMNS);
+        match (id, index) {
+            (Some(id), _) => text.push("WHERE id = ").push_bind(id),
+            (None, Some(index)) => {
+                let row: Option<i64> = sqlx::query_scalar(
+                    "SELECT row FROM entries WHERE origin = (SELECT origin FROM log_head LIMIT 1) AND idx = ?",
+                )
+                .bind(signed(index))
+                .fetch_optional(&self.0)
+                .await
+                .map_err(|error| inside(&error))?;
+                text.push("WHERE row = ").push_bind(row)
+            }
+            (None, None) => text.push("WHERE kind = 'attempt' ORDER BY at DESC, id DESC LIMIT 1"),
+        };
+        let row = text.build().fetch_optional(&self.0).await;
+        row.and_then(|row| row.as_ref().map(change).transpose()).map_err(|error| inside(&error))
+    }
+
+    /// All admin tokens, by name.
+    pub async fn tokens(&self) -> Result<Vec<TokenRow>, Error> {
+        let rows =
+            sqlx::query("SELECT name, role, hash, created_at, revoked_at FROM admin_tokens ORDER BY name");
+        let rows = rows.fetch_all(&self.0).await.map_err(|error| inside(&error))?;
+        let read = |row: &SqliteRow| {
+            Ok::<_, sqlx::Error>(TokenRow {
+                name: row.try_get(0)?,
+                role: row.try_get(1)?,
+                hash: row.try_get(2)?,
+                created_at: row.try_get(3)?,
+                revoked_at: row.try_get(4)?,
+            })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+fn change(row: &SqliteRow) -> Result<ChangeRow, sqlx::Error> {
+    Ok(ChangeRow {
+        row: row.try_get(0)?,
+        kind: row.try_get(1)?,
+        index: unsigned(row.try_get(2)?),
+        id: row.try_get(3)?,
+        at: row.try_get(4)?,
+        target: row.try_get(5)?,
+        operation: row.try_get(6)?,
+        caller: row.try_get(7)?,
+        decision: row.try_get(8)?,
+        would: row.try_get(9)?,
+        outcome: row.try_get(10)?,
+        settled: row.try_get(11)?,
+        warned: row.try_get(12)?,
+        rules: row.try_get(13)?,
+        pointers: row.try_get(14)?,
+        search: row.try_get(15)?,
+        outcome_row: row.try_get(16)?,
+        settlement_row: row.try_get(17)?,
+    })
+}
