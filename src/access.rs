@@ -215,6 +215,11 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
+/// Whether a file holds an admin token, and only that.
+pub fn check_token_file(path: &Path) -> io::Result<()> {
+    read_token(path).map(drop)
+}
+
 fn read_token(path: &Path) -> io::Result<Known> {
     let text = fs::read_to_string(path)?;
     let token = text.trim();
@@ -234,8 +239,7 @@ mod tests {
     use super::*;
 
     async fn store(folder: &Path) -> Audit {
-        let url = format!("sqlite:{}", folder.join("patchwarden.db").display());
-        crate::audit::offline(folder, &url).await.unwrap()
+        Audit::of_folder(folder).await
     }
 
     fn with(authorization: &[&str]) -> HeaderMap {

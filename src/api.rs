@@ -217,7 +217,10 @@ async fn named_host(extract::State(state): extract::State<State>, request: Reque
         let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
         allowed.eq_ignore_ascii_case(host) || bare.is_some_and(|(name, _)| allowed.eq_ignore_ascii_case(name))
     };
-    if state.hosts.iter().any(named) {
+    // An address is nobody's name: no foreign page is reached under it.
+    let is_address = http::uri::Authority::try_from(host)
+        .is_ok_and(|host| host.host().trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok());
+    if is_address || state.hosts.iter().any(named) {
         return next.run(request).await;
     }
     let detail = "This host is not one of `admin.hosts`.";

@@ -174,14 +174,17 @@ impl Running {
         self.readiness.enter(Phase::Stopping);
         self.stop.cancel();
         self.servers.close();
-        let patience = self.shutdown + Duration::from_secs(5);
-        let _ = tokio::time::timeout(patience, self.servers.wait()).await;
+        self.tasks.close();
+        // A change whose client left is still carried to its outcome, which the log must take before it closes.
+        let served = async {
+            self.servers.wait().await;
+            self.tasks.wait().await;
+        };
+        let _ = tokio::time::timeout(self.shutdown + Duration::from_secs(5), served).await;
         self.audit.stop().await;
         self.stop_admin.cancel();
         self.admin_servers.close();
         let _ = tokio::time::timeout(Duration::from_secs(5), self.admin_servers.wait()).await;
-        self.tasks.close();
-        let _ = tokio::time::timeout(patience, self.tasks.wait()).await;
     }
 }
 
@@ -191,6 +194,24 @@ fn load_bundle(config: &Config) -> Result<Bundle, Failure> {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         Failure { code: 1, message: lines.join("\n") }
     })
+}
+
+/// The log of a gateway that does not run, for commands that write; [`Audit::stop`] releases its locks.
+pub async fn offline(config: &Config) -> Result<Audit, Failure> {
+    let audit = Audit::start(audit::Parts {
+        store_url: config.store_url.clone(),
+        data: config.data.clone(),
+        settings: config.audit.clone(),
+        keys: Arc::new(open_keys(config)?),
+        clock: Clock::System,
+        metrics: Arc::new(Metrics::new()),
+        tasks: TaskTracker::new(),
+    });
+    let audit = audit.await.map_err(Failure::unable)?;
+    match audit.status() {
+        Status::Up => Ok(audit),
+        Status::Down { detail, .. } => Err(Failure::unable(detail)),
+    }
 }
 
 /// Keys are made only where there is no log yet that other keys belong to.

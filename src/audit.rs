@@ -12,10 +12,10 @@ mod record;
 mod tree;
 mod writer;
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -36,7 +36,9 @@ use crate::store::{self, Reader, TokenRow};
 use crate::units::{Size, Span};
 
 use entry::Intended;
-pub use record::{Draft, Hold, Outcome, OutcomeResult, Recorded, Seen, Settled, Settlement, TargetNow};
+pub use record::{
+    Declaration, Draft, Hold, Newest, Outcome, OutcomeResult, Recorded, Seen, Settled, Settlement, TargetNow,
+};
 use writer::{Group, Job, NotWritten, TargetOp, Written};
 
 /// How long an outcome may take to be written before the client gets its answer without.
@@ -70,6 +72,11 @@ impl Default for Settings {
     }
 }
 
+/// Whether a text may name a log: it stands in every envelope that speaks of another entry, and in signed notes.
+pub fn is_name(name: &str) -> bool {
+    (1..=128).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic() && b != b'+')
+}
+
 /// What a log is made of.
 pub struct Parts {
     /// `sqlite:PATH`
@@ -84,7 +91,7 @@ pub struct Parts {
     pub clock: Clock,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Where the writer runs.
+    /// Where a change is finished after its client was answered.
     pub tasks: TaskTracker,
 }
 
@@ -119,7 +126,11 @@ struct Shared {
     owned: Mutex<HashSet<u64>>,
     /// Changes whose client was refused while their intent may still be committed: the intent is their record.
     late: Mutex<HashSet<ChangeId>>,
+    /// When the end of an intent of this process was not seen, by the clock that does not step.
+    unseen: Mutex<HashMap<EntryRef, Instant>>,
     folds: fold::Folds,
+    /// The writer, and what feeds it.
+    writing: TaskTracker,
 }
 
 /// Why there is no intent.
@@ -152,6 +163,13 @@ struct Declared {
     owned: Owned,
 }
 
+impl Declared {
+    fn declaration(&self) -> Declaration {
+        let Intended { change, operation, seq, .. } = &self.intended;
+        Declaration { entry: self.entry.clone(), change: *change, operation: operation.clone(), seq: *seq }
+    }
+}
+
 /// Keeps recovery away from an intent that a living task will finish, and calls it when that task is lost.
 struct Owned {
     shared: Arc<Shared>,
@@ -161,8 +179,9 @@ struct Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.index);
+        // Finished: it stays owned until the writer has its outcome.
         if !self.finished {
+            self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.index);
             let (reply, _) = oneshot::channel();
             let group = Group { orphaned: true, ..Group::default() };
             let _ = self.shared.jobs.send(Job { group, must: true, attempt: false, reply });
@@ -189,14 +208,14 @@ impl Intent {
     /// This intent as it will hold its target if `outcome` is its end.
     pub fn as_hold(&self, outcome: &Outcome, before: &Seen) -> Hold {
         Hold {
-            intent: self.declared.entry.clone(),
-            change: self.change(),
+            intent: self.declared.declaration(),
             unknown: true,
             since: outcome.late_from,
+            since_here: None,
             fast_late: outcome.fast_late,
             before_revision: before.revision.clone(),
             proposed: self.proposed.clone(),
-            over: self.over.as_ref().map(|over| over.intent.clone()),
+            over: self.over.as_ref().map(Hold::chain).unwrap_or_default(),
         }
     }
 }
@@ -224,19 +243,21 @@ impl Audit {
             keys: parts.keys,
             clock: parts.clock,
             metrics: parts.metrics,
-            tasks: parts.tasks.clone(),
+            tasks: parts.tasks,
             jobs,
             status: watch::Sender::new(began),
             reader: RwLock::new(None),
             owned: Mutex::default(),
             late: Mutex::default(),
+            unseen: Mutex::default(),
             folds: fold::Folds::default(),
+            writing: TaskTracker::new(),
         });
         let mut writer = writer::Writer::new(shared.clone(), queue, path, parts.data);
         writer.open_first().await?;
-        parts.tasks.spawn(writer.run());
         let audit = Self(shared);
-        parts.tasks.spawn(audit.clone().flush_folds());
+        audit.0.writing.spawn(writer.run());
+        audit.0.writing.spawn(audit.clone().flush_folds());
         Ok(audit)
     }
 
@@ -265,14 +286,28 @@ impl Audit {
             return Err(Refusal::audit_unavailable(detail));
         }
         let reader = self.store_reader().ok_or_else(|| Refusal::audit_unavailable("no reader"))?;
-        let row = reader.target(&target.to_string()).await.map_err(Refusal::audit_unavailable)?;
+        self.read_target(&reader, target).await.map_err(|error| {
+            if !matches!(error, store::Error::Fatal(_)) {
+                self.suspect(&error);
+            }
+            Refusal::audit_unavailable(error)
+        })
+    }
+
+    async fn read_target(&self, reader: &Reader, target: &TargetId) -> Result<TargetNow, store::Error> {
+        let row = reader.target(&target.to_string()).await?;
         let hold = match &row.open {
-            Some(open) => Some(held(&reader, open, &row).await.map_err(Refusal::audit_unavailable)?),
+            Some(open) => Some(self.held(reader, open, &row).await?),
             None => None,
         };
-        let newest =
-            row.revision.as_deref().and_then(|text| Revision::of(&json::value(text.as_bytes()).ok()?));
-        Ok(TargetNow { turn: row.turn, newest, hold })
+        Ok(TargetNow { turn: row.turn, newest: row.revision.as_deref().and_then(newest), hold })
+    }
+
+    /// What cannot be read is no log to write to: the writer looks at the store anew.
+    fn suspect(&self, error: &store::Error) {
+        let (reply, _) = oneshot::channel();
+        let group = Group { suspect: Some(error.to_string()), ..Group::default() };
+        self.send(Job { group, must: true, attempt: false, reply });
     }
 
     /// What differs between a reading and the newest state this log recorded, when somebody changed it in between.
@@ -280,9 +315,9 @@ impl Audit {
         &self,
         target: &TargetId,
         reading: &Reading,
-        newest: Option<&Revision>,
+        newest: Option<&Newest>,
     ) -> Option<Value> {
-        if newest == reading.revision() {
+        if newest.filter(|newest| !newest.gone).map(|newest| &newest.revision) == reading.revision() {
             return None;
         }
         let reader = self.reader()?;
@@ -299,7 +334,7 @@ impl Audit {
         if shared.late.lock().unwrap_or_else(PoisonError::into_inner).remove(&draft.id) {
             return Ok(draft.id);
         }
-        if !(draft.caller_proven && refusal.code.is_proven()) {
+        if !entry::is_proven(&draft, refusal) {
             return Ok(self.refuse_unproven(&draft, refusal));
         }
         loop {
@@ -329,9 +364,14 @@ impl Audit {
     fn refuse_unproven(&self, draft: &Draft, refusal: &Refusal) -> ChangeId {
         let shared = &self.0;
         let made = entry::attempt(draft, Some(refusal), None, shared.keys.instance(), &shared.keys);
-        shared.folds.take(draft.source, refusal.code, draft.id, made, shared.clock.now(), |unsealed| {
-            let (reply, _) = oneshot::channel();
-            self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
+        let id =
+            shared.folds.take(draft.source, refusal.code, draft.id, made, shared.clock.now(), |unsealed| {
+                let (reply, _) = oneshot::channel();
+                self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
+            });
+        id.unwrap_or_else(|fold| {
+            shared.metrics.folded.inc();
+            fold
         })
     }
 
@@ -350,7 +390,7 @@ impl Audit {
         let key = target.to_string();
         let mut group = Group::default();
         let turn = turn + u64::from(self.settle_first(&mut group, draft.settlement.as_ref(), &draft));
-        let over_entry = over.as_ref().map(|over| over.intent.clone());
+        let over_entry = over.as_ref().map(|over| over.intent.entry.clone());
         group.ops.push(TargetOp::Open { key, turn, over: over_entry });
         group.entries.push(entry::attempt(&draft, None, over.as_ref(), shared.keys.instance(), &shared.keys));
         note_revision(&mut group, Some(&target), draft.before.as_ref(), None);
@@ -459,10 +499,12 @@ impl Audit {
             Group::of(entry::outcome(&declared.entry, &declared.intended, outcome, now, &shared.keys));
         let settlement = outcome.settlement.clone().or_else(|| settled_by_removal(outcome, over));
         if let Some(settlement) = &settlement {
-            group.entries.extend(entry::settlements(settlement, now, &shared.keys));
+            let (object, target) = (declared.intended.object.as_deref(), declared.intended.target.as_deref());
+            let target = target.unwrap_or_default();
+            group.entries.extend(entry::settlements(settlement, object, target, now, &shared.keys));
         }
         if let Some(key) = declared.intended.target.clone().filter(|_| declared.intended.seq.is_some()) {
-            close(&mut group, key.clone(), &declared.entry, outcome, over);
+            self.close(&mut group, key.clone(), &declared.entry, outcome, over);
             let settled = settlement.as_ref().and_then(|settlement| settlement.after.as_ref());
             note_revision(
                 &mut group,
@@ -485,10 +527,77 @@ impl Audit {
         let (Some(settlement), Some(target), Some(turn)) = (settlement, &draft.target, draft.turn) else {
             return false;
         };
-        let turn = Some(turn);
-        group.ops.push(TargetOp::Free { key: target.to_string(), intent: settlement.of.clone(), turn });
-        group.entries.extend(entry::settlements(settlement, self.0.clock.now(), &self.0.keys));
+        self.no_longer_unseen(std::slice::from_ref(&settlement.of));
+        self.no_longer_unseen(&settlement.also);
+        let (key, turn) = (target.to_string(), Some(turn));
+        let (now, keys) = (self.0.clock.now(), &self.0.keys);
+        group.entries.extend(entry::settlements(settlement, draft.object.as_deref(), &key, now, keys));
+        group.ops.push(TargetOp::Free { key, intent: settlement.of.entry.clone(), turn });
         true
+    }
+
+    /// Frees the target, or keeps it held when nobody knows whether the write lands.
+    fn close(
+        &self,
+        group: &mut Group,
+        key: String,
+        intent: &EntryRef,
+        outcome: &Outcome,
+        over: Option<&Hold>,
+    ) {
+        let is_held = outcome.result == OutcomeResult::Unknown && outcome.settlement.is_none();
+        let op = match (is_held, outcome.result, over) {
+            (true, _, _) => {
+                self.unseen().insert(intent.clone(), Instant::now());
+                let (held_by, since) = (intent.clone(), outcome.late_from);
+                TargetOp::Hold { key, held_by, intent: intent.clone(), since }
+            }
+            // A removal that did not happen gives the target back to what held it before.
+            (false, OutcomeResult::Rejected | OutcomeResult::NotSent, Some(over)) => {
+                let (held_by, since) = (intent.clone(), over.since);
+                TargetOp::Hold { key, held_by, intent: over.intent.entry.clone(), since }
+            }
+            _ => {
+                over.iter().for_each(|over| self.no_longer_unseen(&over.chain()));
+                TargetOp::Free { key, intent: intent.clone(), turn: None }
+            }
+        };
+        group.ops.push(op);
+    }
+
+    fn no_longer_unseen(&self, settled: &[Declaration]) {
+        self.unseen().retain(|entry, _| settled.iter().all(|settled| settled.entry != *entry));
+    }
+
+    fn unseen(&self) -> MutexGuard<'_, HashMap<EntryRef, Instant>> {
+        self.0.unseen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn held(
+        &self,
+        reader: &Reader,
+        open: &(String, u64),
+        row: &store::TargetRow,
+    ) -> Result<Hold, store::Error> {
+        let entry = EntryRef { origin: open.0.clone(), index: open.1 };
+        let (intent, payload) = declaration(reader, &entry).await?;
+        let outcome = reader.entry_of((&open.0, open.1), "outcome").await?;
+        let outcome: Value =
+            outcome.and_then(|outcome| json::own(outcome.body.as_deref()?).ok()).unwrap_or(Value::Null);
+        let mut over = Vec::new();
+        for entry in json::typed::<Vec<EntryRef>>(payload["over"].clone()).unwrap_or_default() {
+            over.push(declaration(reader, &entry).await?.0);
+        }
+        Ok(Hold {
+            since_here: self.unseen().get(&entry).copied(),
+            intent,
+            unknown: row.open_unknown,
+            since: Time(row.open_since),
+            fast_late: outcome["handler_ended"] == true,
+            before_revision: Revision::of(&payload["before_revision"]),
+            proposed: payload.get("proposed").filter(|state| !state.is_null()).cloned(),
+            over,
+        })
     }
 
     async fn write(&self, group: Group, within: Duration) -> Result<Written, NotWritten> {
@@ -532,6 +641,8 @@ impl Audit {
         let stop = entry::lifecycle("stop", json!({"v": 1, "at": self.0.clock.now()}));
         self.send(Job { group: Group { stop: true, ..Group::of(stop) }, must: true, attempt: false, reply });
         let _ = tokio::time::timeout(OUTCOME_WAIT, answer).await;
+        self.0.writing.close();
+        let _ = tokio::time::timeout(OUTCOME_WAIT, self.0.writing.wait()).await;
     }
 
     /// Adds an admin token; `false` when the name is taken.
@@ -568,79 +679,60 @@ impl Audit {
     }
 }
 
-/// The log of a gateway that does not run, for commands that write; its locks are released by [`Audit::stop`].
-pub async fn offline(data: &Path, store_url: &str) -> Result<Audit, String> {
-    let exists = store::path_of(store_url).map_err(|error| error.to_string())?.exists();
-    let keys = Keys::open(data, exists).map_err(|error| error.to_string())?;
-    let parts = Parts {
-        store_url: store_url.to_owned(),
-        data: data.to_owned(),
-        settings: Settings::default(),
-        keys: Arc::new(keys),
-        clock: Clock::System,
-        metrics: Arc::new(Metrics::new()),
-        tasks: TaskTracker::new(),
-    };
-    let audit = Audit::start(parts).await.map_err(|error| error.to_string())?;
-    match audit.status() {
-        Status::Up => Ok(audit),
-        Status::Down { detail, .. } => Err(detail),
-    }
-}
-
-fn close(group: &mut Group, key: String, intent: &EntryRef, outcome: &Outcome, over: Option<&Hold>) {
-    let held = outcome.result == OutcomeResult::Unknown && outcome.settlement.is_none();
-    let op = match (held, outcome.result, over) {
-        (true, _, _) => {
-            TargetOp::Hold { key, held_by: intent.clone(), intent: intent.clone(), since: outcome.late_from }
-        }
-        // A removal that did not happen gives the target back to what held it before.
-        (false, OutcomeResult::Rejected | OutcomeResult::NotSent, Some(over)) => {
-            TargetOp::Hold { key, held_by: intent.clone(), intent: over.intent.clone(), since: over.since }
-        }
-        _ => TargetOp::Free { key, intent: intent.clone(), turn: None },
-    };
-    group.ops.push(op);
-}
-
 /// A removal that was applied ends whatever was still open.
 fn settled_by_removal(outcome: &Outcome, over: Option<&Hold>) -> Option<Settlement> {
     let over = over.filter(|_| outcome.result == OutcomeResult::Applied)?;
     Some(Settlement {
         of: over.intent.clone(),
-        change: over.change,
         result: Settled::Superseded,
         evidence: json!({"removed": true}),
         by: "removal",
         after: outcome.after.clone(),
-        also: over.over.clone().into_iter().collect(),
+        also: over.over.clone(),
     })
 }
 
 fn note_revision(group: &mut Group, target: Option<&TargetId>, seen: Option<&Seen>, turn: Option<u64>) {
     if let (Some(target), Some(seen)) = (target, seen) {
-        let revision = seen.revision.as_ref().map_or_else(|| "null".to_owned(), |r| json!(r).to_string());
+        let revision = seen.revision.as_ref().map(|revision| json!(revision).to_string());
         group.ops.push(TargetOp::Revision { key: target.to_string(), revision, turn });
     }
 }
 
-async fn held(reader: &Reader, open: &(String, u64), row: &store::TargetRow) -> Result<Hold, store::Error> {
-    let damaged = || store::Error::Refused(format!("the intent {}/{} cannot be read", open.0, open.1));
-    let entry = reader.entry(&open.0, open.1).await?.ok_or_else(damaged)?;
-    let envelope: Value = json::own(&entry.envelope).map_err(|_| damaged())?;
-    let payload: Value = json::own(entry.body.as_deref().unwrap_or(b"{}")).map_err(|_| damaged())?;
-    let change = envelope["change"].as_str().and_then(|id| id.parse().ok()).ok_or_else(damaged)?;
-    let outcome = reader.entry_of((&open.0, open.1), "outcome").await?;
-    let outcome: Value =
-        outcome.and_then(|outcome| json::own(outcome.body.as_deref()?).ok()).unwrap_or(Value::Null);
-    Ok(Hold {
-        intent: EntryRef { origin: open.0.clone(), index: open.1 },
-        change,
-        unknown: row.open_unknown,
-        since: Time(row.open_since),
-        fast_late: outcome["handler_ended"] == true,
-        before_revision: Revision::of(&payload["before_revision"]),
-        proposed: payload.get("proposed").filter(|state| !state.is_null()).cloned(),
-        over: json::typed(payload["over"].clone()).ok(),
-    })
+/// Reads an intent back from the log.
+async fn declaration(reader: &Reader, entry: &EntryRef) -> Result<(Declaration, Value), store::Error> {
+    let damaged =
+        || store::Error::Fatal(format!("the intent {}/{} cannot be read", entry.origin, entry.index));
+    let read = reader.entry(&entry.origin, entry.index).await?.ok_or_else(damaged)?;
+    let envelope: Value = json::own(&read.envelope).map_err(|_| damaged())?;
+    let payload: Value = json::own(read.body.as_deref().unwrap_or(b"{}")).map_err(|_| damaged())?;
+    let declaration = Declaration {
+        entry: entry.clone(),
+        change: envelope["change"].as_str().and_then(|id| id.parse().ok()).ok_or_else(damaged)?,
+        operation: envelope["operation"].as_str().map(str::to_owned),
+        seq: envelope["seq"].as_u64(),
+    };
+    Ok((declaration, payload))
+}
+
+fn newest(text: &str) -> Option<Newest> {
+    let value = json::value(text.as_bytes()).ok()?;
+    Some(Newest { revision: Revision::of(&value)?, gone: value["gone"] == true })
+}
+
+#[cfg(test)]
+impl Audit {
+    /// A new log in a folder.
+    pub(crate) async fn of_folder(folder: &std::path::Path) -> Self {
+        let parts = Parts {
+            store_url: format!("sqlite:{}", folder.join("patchwarden.db").display()),
+            data: folder.to_owned(),
+            settings: Settings::default(),
+            keys: Arc::new(Keys::open(folder, false).unwrap()),
+            clock: Clock::System,
+            metrics: Arc::new(Metrics::new()),
+            tasks: TaskTracker::new(),
+        };
+        Self::start(parts).await.unwrap()
+    }
 }

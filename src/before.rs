@@ -47,7 +47,8 @@ pub struct Reading {
     pub stored: Option<Stored>,
     /// Wall time at which the read began.
     pub began: Time,
-    started: Instant,
+    /// The same moment by a clock that does not step.
+    pub started: Instant,
 }
 
 impl Reading {
@@ -144,13 +145,19 @@ const MAX_REMEMBERED: usize = 1024;
 pub struct Watch(Mutex<HashMap<TargetId, (Option<Revision>, Instant)>>);
 
 impl Watch {
-    /// Judges a reading against the newest revision known (`known_absent`: the newest known is that nothing is
-    /// attached, which no reading can be older than).
-    pub fn judge(&self, target: &TargetId, reading: &Reading, newest: Option<&Revision>) -> Freshness {
+    /// Judges a reading against the newest revision known; `gone`: it has been removed since.
+    pub fn judge(
+        &self,
+        target: &TargetId,
+        reading: &Reading,
+        newest: Option<&Revision>,
+        gone: bool,
+    ) -> Freshness {
         let read = reading.revision();
         let older = match (newest, read) {
             (None, _) => false,
-            (Some(_), None) => true,
+            (Some(_), None) => !gone,
+            (Some(newest), Some(read)) if gone => read.row == newest.row || read.at <= newest.at,
             (Some(newest), Some(read)) => read.at < newest.at,
         };
         let mut remembered = self.0.lock().unwrap_or_else(PoisonError::into_inner);

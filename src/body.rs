@@ -130,7 +130,6 @@ fn is_plain_json(value: &str) -> bool {
 
 fn refuse(fault: Fault) -> Refusal {
     let at = |code, pointer: String, what: &str, help: &str| {
-        let message = format!("{pointer} {what}");
         let finding = Finding {
             rule: "body".to_owned(),
             pointer: pointer.clone(),
@@ -138,7 +137,7 @@ fn refuse(fault: Fault) -> Refusal {
             request_pointer: Some(pointer),
             value: serde_json::Value::Null,
             limit: serde_json::Value::Null,
-            message,
+            message: what.to_owned(),
             help: help.to_owned(),
         };
         Refusal::new(code, "The body is not one strict JSON object").with_findings(vec![finding])
@@ -153,13 +152,13 @@ fn refuse(fault: Fault) -> Refusal {
         Fault::DuplicateKey(pointer) => at(
             Code::BodyDuplicateKey,
             pointer,
-            "stands twice, which readers understand differently",
+            "a key stands twice, which readers understand differently",
             "send each key once",
         ),
         Fault::ForbiddenKey(pointer) => at(
             Code::BodyForbiddenKey,
             pointer,
-            "is a key with a meaning of its own in JavaScript",
+            "a key has a meaning of its own in JavaScript",
             "leave it out",
         ),
     }

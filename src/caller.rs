@@ -20,6 +20,8 @@ use crate::refusal::{Code, Refusal};
 const MAX_AUTHORIZATION: usize = 8 * 1024;
 /// The longest text of a claim that is recorded, in characters.
 const MAX_CLAIM: usize = 128;
+/// What the upstream cuts off an `Authorization` header, whatever stands there.
+const SCHEME_LENGTH: usize = "Bearer ".len();
 const X_INFISICAL_ORG: HeaderName = HeaderName::from_static("x-infisical-org");
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -92,13 +94,12 @@ pub fn read(headers: &HeaderMap, keys: &Keys) -> Result<Caller, Refusal> {
     Ok(Caller { crossing, ..claimed(token, keys) })
 }
 
-/// Reads the caller of a watched request, which is forwarded whoever sends it.
+/// Reads the caller of a watched request, which is forwarded whoever sends it: the first `Authorization` from its eighth
+/// character on, whatever the scheme, as the upstream does.
 pub fn peek(headers: &HeaderMap, keys: &Keys) -> Caller {
-    let token = headers.get(AUTHORIZATION).map(|value| bearer(Some(value)));
-    match token {
-        Some(Ok(token)) => claimed(token, keys),
-        _ => Caller::unknown(),
-    }
+    let text = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = text.and_then(|text| text.get(SCHEME_LENGTH..)).map(str::trim);
+    token.filter(|token| !token.is_empty()).map_or_else(Caller::unknown, |token| claimed(token, keys))
 }
 
 /// The sub-organisation a request selects, as sent.
@@ -226,6 +227,18 @@ mod tests {
             assert_eq!(caller.crossing()[AUTHORIZATION], format!("Bearer {token}"));
             assert!(!format!("{caller:?}").contains(&token), "the token is never printed");
         }
+    }
+
+    #[test]
+    fn the_caller_of_a_watched_request_is_read_as_the_upstream_reads_it() {
+        let token = jwt(&json!({"authTokenType": "accessToken", "userId": "u1"}));
+        let keys = Keys::ephemeral();
+        let fingerprint = Some(keys.fingerprint("token", token.as_bytes()));
+        for scheme in ["Bearer ", "Xxxxxx ", "1234567"] {
+            let caller = peek(&headers(&[("authorization", &format!("{scheme}{token}"))]), &keys);
+            assert_eq!((caller.id(), caller.fingerprint()), (Some("u1"), fingerprint.as_ref()), "{scheme}");
+        }
+        assert_eq!(peek(&headers(&[("authorization", "Bearer ")]), &keys).fingerprint(), None);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::schema::UnknownMembers;
 use crate::server::TlsSettings;
 use crate::upstream::client_address::{self, TrustedProxies};
 use crate::upstream::{self, Upstream};
-use crate::{audit, log};
+use crate::{access, audit, log};
 use layers::Layers;
 
 /// The keys that stand in no section.
@@ -271,6 +271,18 @@ impl Config {
             }
             _ => layers.wrong("store.url", "names no known store; write `sqlite:` and the path of a file"),
         }
+        if self.upstream.late_write_limit.0.is_zero() {
+            layers.wrong(
+                "upstream.late_write_limit",
+                "is zero; a write without an answer may always land later",
+            );
+        }
+        if self.audit.name.as_deref().is_some_and(|name| !audit::is_name(name)) {
+            layers.wrong(
+                "audit.name",
+                "is no name for a log; write one like \"gw.example.com\": up to 128 visible ASCII characters without `+`",
+            );
+        }
         if let Err(text) = TrustedProxies::new(&self.client_address) {
             wrong_at(layers, "client_address.trusted_proxies", &text);
         }
@@ -305,9 +317,9 @@ impl Config {
             }
         }
         if let Some(path) = &self.admin.token_file
-            && let Err(error) = std::fs::read(path)
+            && let Err(error) = access::check_token_file(path)
         {
-            layers.wrong("admin.token_file", format!("{} cannot be read: {error}", path.display()));
+            layers.wrong("admin.token_file", format!("{} holds no token: {error}", path.display()));
         }
         // The folder itself is made when it is opened.
         let there = self.data.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir());

@@ -57,7 +57,9 @@ limits! {
     target_waiters: usize = 32,
     /// changes of one caller that wait at once
     caller_waiters: usize = 8,
-    /// governed requests at once
+    /// bodies of governed requests that are read at once
+    bodies: usize = 1024,
+    /// governed requests at once, from when the upstream has accepted their caller
     in_flight: usize = 1024,
     /// all requests at once
     requests: usize = 8192,

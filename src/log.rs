@@ -20,7 +20,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::clock::Clock;
 use crate::id::{ChangeId, TargetId};
-use crate::refusal::Code;
+use crate::refusal::{Code, Finding};
 
 /// How an event is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -58,6 +58,14 @@ pub fn init(format: Format, level: &str) -> Result<(), String> {
         .map_err(|error| format!("the log cannot be started: {error}"))
 }
 
+/// From here on a panic is an event with its place. Its message stays out: it may quote what was being handled.
+pub fn panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(event = "panic", place, "a defect in the gateway ended one task");
+    }));
+}
+
 /// Both ports are open.
 pub fn listening(gateway: SocketAddr, admin: SocketAddr) {
     let (gateway, admin) = (display(gateway), display(admin));
@@ -68,7 +76,7 @@ pub fn listening(gateway: SocketAddr, admin: SocketAddr) {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names are those of the record of a change")]
 pub struct Change<'a> {
-    pub change: Option<&'a ChangeId>,
+    pub change: &'a ChangeId,
     pub operation: Option<&'a str>,
     pub target: Option<&'a TargetId>,
     pub caller: Option<&'a str>,
@@ -77,16 +85,16 @@ pub struct Change<'a> {
     pub outcome: &'a str,
     /// Of the answer to the client.
     pub status: u16,
-    pub duration: Option<Duration>,
+    pub duration: Duration,
     /// What broke; makes the event a warning.
     pub cause: Option<&'a str>,
 }
 
 /// One request on a governed or watched route has its answer.
 pub fn change(what: &Change<'_>) {
-    let (change, target) = (what.change.map(display), what.target.map(display));
+    let (change, target) = (display(what.change), what.target.map(display));
     let code = what.code.map(Code::as_str);
-    let ms = what.duration.map(|taken| (taken.as_secs_f64() * 10_000.0).round() / 10.0);
+    let ms = (what.duration.as_secs_f64() * 10_000.0).round() / 10.0;
     let &Change { operation, caller, decision, outcome, status, cause, .. } = what;
     let name = operation.unwrap_or("a request");
     macro_rules! say {
@@ -111,6 +119,19 @@ pub fn change(what: &Change<'_>) {
         Some(_) => say!(warn),
         None => say!(info),
     }
+}
+
+/// The state after an allowed change violates rules that the state it was to lead to did not.
+pub fn breach(change: &ChangeId, target: &TargetId, violations: &[Finding]) {
+    let rules = violations.iter().map(|violation| violation.rule.as_str()).collect::<Vec<_>>().join(", ");
+    let (change, target) = (display(change), display(target));
+    tracing::error!(
+        event = "breach",
+        change,
+        target,
+        rules,
+        "what the upstream made of a change violates {rules}"
+    );
 }
 
 /// The audit log cannot be written: governed and watched writes are refused from here on.

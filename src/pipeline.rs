@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use http::header::ORIGIN;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
@@ -102,6 +102,7 @@ pub struct Gateway {
 /// Queues and counts that live as long as the gateway.
 pub struct Memory {
     queues: Queues,
+    bodies: Semaphore,
     governed: Arc<Semaphore>,
     watch: before::Watch,
     failed_reads: queue::PerMinute<IpAddr>,
@@ -113,6 +114,7 @@ impl Memory {
     pub fn new(limits: &Limits, metrics: &Arc<Metrics>) -> Self {
         Self {
             queues: Queues::new(limits.target_waiters, limits.caller_waiters, metrics.clone()),
+            bodies: Semaphore::new(limits.bodies),
             governed: Arc::new(Semaphore::new(limits.in_flight)),
             watch: before::Watch::default(),
             failed_reads: queue::PerMinute::new(limits.failed_reads),
@@ -143,9 +145,8 @@ struct Judged {
 /// How a carry ended.
 enum Carried {
     Answered(Response),
-    /// Another change came between: judge again. The draft and the place come back.
+    /// Another change came between: judge again. The place comes back.
     Lost(Place),
-    Refused(Refusal),
 }
 
 impl Gateway {
@@ -194,22 +195,15 @@ impl Gateway {
             join_cookies(&mut parts.headers);
         }
         let origin = parts.headers.get(ORIGIN).cloned();
-        let started = Instant::now();
         let mut draft = self.draft(&parts, client);
         draft.operation = Some(governed.operation().name.clone());
         draft.object = Some(governed.operation().object.clone());
         draft.target = Some(governed.target().clone());
         governed.path().clone_into(&mut draft.path);
         draft.policy = Some(bundle.digest().clone());
-        let response = match self.memory.governed.clone().try_acquire_owned() {
-            Err(_) => {
-                body::drain(body, self.limits.drain.bytes(), self.limits.body_read.0).await;
-                self.refuse(draft, Refusal::overloaded("limits.in_flight"), origin.as_ref()).await
-            }
-            Ok(slot) => match self.admit(&mut draft, &parts, body, client, governed, &bundle).await {
-                Ok(admitted) => self.judge(draft, admitted, bundle, slot, started, origin.as_ref()).await,
-                Err(refusal) => self.refuse(draft, refusal, origin.as_ref()).await,
-            },
+        let response = match self.admit(&mut draft, &parts, body, client, governed, &bundle).await {
+            Ok(admitted) => self.judge(draft, admitted, bundle, origin).await,
+            Err(refusal) => self.refuse(draft, refusal, origin.as_ref()).await,
         };
         gone.answered();
         response
@@ -235,6 +229,15 @@ impl Gateway {
             }
         };
         draft.caller = caller.record();
+        // Whoever only sends a body takes none of the slots of those whom the upstream knows.
+        let slot = match self.memory.bodies.try_acquire() {
+            _ if body.is_end_stream() => None,
+            Ok(slot) => Some(slot),
+            Err(_) => {
+                body::drain(body, limits.drain.bytes(), limits.body_read.0).await;
+                return Err(Refusal::overloaded("limits.bodies"));
+            }
+        };
         let read = body::read(
             &parts.headers,
             body,
@@ -249,6 +252,7 @@ impl Gateway {
             }
             refusal
         })?;
+        drop(slot);
         (draft.body_digest, draft.body_length) = (received.digest, Some(received.length));
         let edit = match &received.document {
             Some(document) => {
@@ -298,16 +302,17 @@ impl Gateway {
         mut draft: Draft,
         mut admitted: Admitted,
         bundle: Arc<Bundle>,
-        slot: OwnedSemaphorePermit,
-        started: Instant,
-        origin: Option<&HeaderValue>,
+        origin: Option<HeaderValue>,
     ) -> Response {
+        let Ok(slot) = self.memory.governed.clone().try_acquire_owned() else {
+            return self.refuse(draft, Refusal::overloaded("limits.in_flight"), origin.as_ref()).await;
+        };
         let target = admitted.governed.target().clone();
         let waiting =
             self.memory.queues.wait(&target, admitted.caller.fingerprint(), self.limits.target_wait.0);
         let mut place = match waiting.await {
             Ok(place) => place,
-            Err(refusal) => return self.refuse(draft, refusal, origin).await,
+            Err(refusal) => return self.refuse(draft, refusal, origin.as_ref()).await,
         };
         let slot = Arc::new(slot);
         for _ in 0..MAX_TRIES {
@@ -315,7 +320,7 @@ impl Gateway {
                 Ok(judged) => judged,
                 Err(refusal) => {
                     drop(place);
-                    return self.refuse(draft, refusal, origin).await;
+                    return self.refuse(draft, refusal, origin.as_ref()).await;
                 }
             };
             let carry = Carry {
@@ -325,7 +330,7 @@ impl Gateway {
                 headers: admitted.headers.clone(),
                 before: admitted.reading.stored.clone(),
                 turn: admitted.turn,
-                started,
+                started: draft.started,
                 caller: admitted.caller.id().map(str::to_owned),
                 place,
                 _slot: slot.clone(),
@@ -333,15 +338,14 @@ impl Gateway {
             // From here on nothing depends on the client: the task declares, forwards and records by itself.
             match self.tasks.spawn(carry.run(draft.clone(), judged)).await {
                 Ok(Carried::Answered(response)) => return response,
-                Ok(Carried::Refused(refusal)) => return self.refuse(draft, refusal, origin).await,
                 Ok(Carried::Lost(back)) => place = back,
-                Err(_) => return respond::failed(origin),
+                Err(_) => return respond::failed(Some(&draft.id), origin.as_ref()),
             }
         }
         drop(place);
         let busy =
             Refusal::new(Code::TargetBusy, "Other changes of this identity kept coming between; try again");
-        self.refuse(draft, busy.retry_after(1), origin).await
+        self.refuse(draft, busy.retry_after(1), origin.as_ref()).await
     }
 
     async fn judge_once(
@@ -379,7 +383,6 @@ impl Gateway {
         .with_schema(bundle.schema(&operation.name));
         match policy::decide(bundle.policies(), &facts, &self.keys) {
             Ok(permit) => {
-                draft.warnings.retain(|warning| warning.rule == "rolled-back");
                 draft.warnings.extend_from_slice(permit.warnings());
                 draft.would = permit.would();
                 let lines: Vec<_> =
@@ -389,7 +392,7 @@ impl Gateway {
             }
             Err(denial) => {
                 draft.violations.clone_from(&denial.violations);
-                draft.warnings.clone_from(&denial.warnings);
+                draft.warnings.extend(denial.warnings);
                 let detail = "The policies of this organisation deny this change";
                 let refusal = Refusal::new(Code::PolicyDenied, detail).with_findings(denial.violations);
                 Err(Refusal { fix: denial.fix, ..refusal })
@@ -413,11 +416,19 @@ impl Gateway {
             admitted.turn = now.turn;
         }
         let patience = Instant::now() + STALE_PATIENCE;
+        draft.warnings.clear();
+        draft.drift = None;
         loop {
-            match self.memory.watch.judge(&target, &admitted.reading, now.newest.as_ref()) {
+            let known = now.newest.as_ref();
+            let (revision, gone) =
+                (known.map(|known| &known.revision), known.is_some_and(|known| known.gone));
+            match self.memory.watch.judge(&target, &admitted.reading, revision, gone) {
                 Freshness::Fresh => break,
                 Freshness::RolledBack => {
                     draft.warnings.push(rolled_back());
+                    draft.drift = Some(serde_json::json!({
+                        "kind": "rolled_back", "known": revision, "read": admitted.reading.revision()
+                    }));
                     break;
                 }
                 Freshness::Stale if Instant::now() < patience => {
@@ -435,7 +446,12 @@ impl Gateway {
         }
         draft.settlement = None;
         draft.turn = Some(admitted.turn);
-        draft.drift = self.audit.drift(&target, &admitted.reading, now.newest.as_ref()).await;
+        let differs = self.audit.drift(&target, &admitted.reading, now.newest.as_ref()).await;
+        match (&mut draft.drift, differs) {
+            (Some(rolled_back), Some(differs)) => rolled_back["diff"] = differs,
+            (None, Some(differs)) => draft.drift = Some(differs),
+            (_, None) => {}
+        }
         match &now.hold {
             None => Ok(None),
             Some(hold) if !hold.unknown => Err(busy()),
@@ -462,7 +478,7 @@ impl Gateway {
         let seconds = settle::wait(hold, self.clock.now(), self.late_write_limit);
         let detail = format!(
             "The end of an earlier change of this identity (change {}) was not seen and it may still land; it can be settled in {seconds} s. Removing the JWT Auth is possible at any time",
-            hold.change
+            hold.intent.change
         );
         Err(Refusal::new(Code::TargetUnsettled, detail).retry_after(seconds))
     }
@@ -472,15 +488,16 @@ impl Gateway {
         let (operation, target) = (draft.operation.clone(), draft.target.clone());
         let (violations, warnings) = (draft.violations.clone(), draft.warnings.clone());
         let caller = draft.caller["id"].as_str().map(str::to_owned);
+        let (id, started) = (draft.id, draft.started);
         let (refusal, change) = match self.audit.refuse(draft, &refusal).await {
-            Ok(change) => (refusal, Some(change)),
-            Err(unrecorded) => (unrecorded, None),
+            Ok(change) => (refusal, change),
+            Err(unrecorded) => (unrecorded, id),
         };
         self.metrics.refused(refusal.code);
         let decision = if refusal.code == Code::PolicyDenied { "deny" } else { "refuse" };
         self.count_decision(operation.as_deref(), decision, None, &violations, &warnings);
         crate::log::change(&crate::log::Change {
-            change: change.as_ref(),
+            change: &change,
             operation: operation.as_deref(),
             target: target.as_ref(),
             caller: caller.as_deref(),
@@ -488,10 +505,10 @@ impl Gateway {
             code: Some(refusal.code),
             outcome: "none",
             status: refusal.code.status(),
-            duration: None,
+            duration: started.elapsed(),
             cause: refusal.cause.as_deref(),
         });
-        respond::refusal(&refusal, change.as_ref(), origin)
+        respond::refusal(&refusal, Some(&change), origin)
     }
 
     fn count_decision(
@@ -533,10 +550,11 @@ impl Gateway {
             let detail = "Writes on this route are refused here (`ungoverned_writes = \"refuse\"`)";
             return self.refuse(draft, Refusal::new(Code::RouteNotGoverned, detail), origin.as_ref()).await;
         }
-        let gateway = self.clone();
+        let (gateway, id) = (self.clone(), draft.id);
         let (client, origin_in_task) = (client.clone(), origin.clone());
         let carried = self.tasks.spawn(async move {
-            let (id, started) = (draft.id, Instant::now());
+            let (id, started) = (draft.id, draft.started);
+            let caller = draft.caller["id"].as_str().map(str::to_owned);
             let (operation, target) = (draft.operation.clone(), draft.target.clone());
             let intent = match gateway.audit.declare_watched(draft.clone(), watched).await {
                 Ok(intent) => intent,
@@ -550,15 +568,15 @@ impl Gateway {
             let recorded = gateway.audit.finish_watched(intent, outcome).await;
             gateway.count_outcome(operation.as_deref().unwrap_or("none"), result);
             crate::log::change(&crate::log::Change {
-                change: Some(&id),
+                change: &id,
                 operation: operation.as_deref(),
                 target: target.as_ref(),
-                caller: None,
+                caller: caller.as_deref(),
                 decision: "allow",
                 code: None,
                 outcome: result.as_str(),
                 status: response.status().as_u16(),
-                duration: Some(started.elapsed()),
+                duration: started.elapsed(),
                 cause: end.as_ref().err().map(ToString::to_string).as_deref(),
             });
             if recorded == Recorded::Pending {
@@ -566,7 +584,7 @@ impl Gateway {
             }
             response
         });
-        carried.await.unwrap_or_else(|_| respond::failed(origin.as_ref()))
+        carried.await.unwrap_or_else(|_| respond::failed(Some(&id), origin.as_ref()))
     }
 
     fn count_outcome(&self, operation: &str, result: OutcomeResult) {
@@ -581,6 +599,7 @@ impl Gateway {
         Draft {
             id: ChangeId::at(received_at),
             received_at,
+            started: Instant::now(),
             operation: None,
             object: None,
             target: None,
@@ -641,10 +660,13 @@ impl Carry {
         let gateway = self.gateway.clone();
         let Judged { permit, proposed, warnings, over } = judged;
         let (violations, would) = (permit.warnings().to_vec(), permit.would());
-        let intent = match gateway.audit.declare(draft, permit, self.turn, over).await {
+        let intent = match gateway.audit.declare(draft.clone(), permit, self.turn, over).await {
             Ok(intent) => intent,
             Err(Declined::Lost) => return Carried::Lost(self.place),
-            Err(Declined::Refused(refusal)) => return Carried::Refused(refusal),
+            Err(Declined::Refused(refusal)) => {
+                drop(self.place);
+                return Carried::Answered(gateway.refuse(draft, refusal, self.headers.get(ORIGIN)).await);
+            }
         };
         gateway.count_decision(Some(&self.operation.name), "allow", would, &[], &violations);
         let limits = &gateway.limits;
@@ -654,11 +676,15 @@ impl Carry {
         let outcome = self.outcome(&intent, &proposed, &reply).await;
         let (change, target) = (intent.change(), intent.target().clone());
         let (code, result, status) = (outcome.code, outcome.result, outcome.status);
+        let warnings = warnings.and(&outcome.breach);
+        if !outcome.breach.is_empty() {
+            crate::log::breach(&change, &target, &outcome.breach);
+        }
         let recorded = gateway.audit.finish(intent, outcome).await;
         gateway.count_outcome(&self.operation.name, result);
         let answered = status.unwrap_or_else(|| code.map_or(502, Code::status));
         crate::log::change(&crate::log::Change {
-            change: Some(&change),
+            change: &change,
             operation: Some(&self.operation.name),
             target: Some(&target),
             caller: self.caller.as_deref(),
@@ -666,7 +692,7 @@ impl Carry {
             code,
             outcome: result.as_str(),
             status: answered,
-            duration: Some(self.started.elapsed()),
+            duration: self.started.elapsed(),
             cause: reply.answer.as_ref().err().map(ToString::to_string).as_deref(),
         });
         drop(self.place);

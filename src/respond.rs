@@ -129,13 +129,17 @@ pub fn refusal(refusal: &Refusal, change: Option<&ChangeId>, origin: Option<&Hea
 }
 
 /// What is answered when handling a request came to an unexpected end: says no more than is known.
-pub fn failed(origin: Option<&HeaderValue>) -> Response {
+pub fn failed(change: Option<&ChangeId>, origin: Option<&HeaderValue>) -> Response {
     let detail = "The gateway failed while handling this request. The outcome is unknown: if it was forwarded, it may have been carried out.";
     let body = json!({
         "type": "about:blank", "title": "Internal Server Error", "status": 500, "detail": detail,
         "message": detail, "error": "GatewayError", "statusCode": 500, "violations": [],
     });
-    problem_json(500, body.to_string().into_bytes(), origin)
+    let mut response = problem_json(500, body.to_string().into_bytes(), origin);
+    if let Some(change) = change {
+        stamp(response.headers_mut(), change, AnsweredBy::Gateway);
+    }
+    response
 }
 
 /// An answer of the protocol layer: a status and nothing else.
@@ -198,6 +202,14 @@ impl WarningHeaders {
             lines.push(format!("patchwarden: {} more warnings in the record", warnings.len() - shown));
         }
         Self(lines.iter().filter_map(|line| HeaderValue::try_from(visible_ascii(line)).ok()).collect())
+    }
+
+    /// With what was found after the change.
+    pub fn and(mut self, breach: &[Finding]) -> Self {
+        let lines =
+            breach.iter().map(|finding| format!("{}: {} (after the change)", finding.rule, finding.message));
+        self.0.extend(lines.filter_map(|line| HeaderValue::try_from(visible_ascii(&line)).ok()));
+        self
     }
 
     /// Writes them, one line each.

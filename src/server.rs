@@ -159,7 +159,7 @@ pub fn gateway(handler: Handler, requests: usize, metrics: Arc<Metrics>) -> Gate
 
 /// The panic itself is reported by the process's panic hook.
 fn panicked(_panic: Box<dyn Any + Send>) -> Response {
-    respond::failed(None)
+    respond::failed(None, None)
 }
 
 fn boxed(body: crate::upstream::Body) -> UnsyncBoxBody<Bytes, BoxError> {

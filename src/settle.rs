@@ -25,8 +25,11 @@ pub fn judge(
     by: &'static str,
     keys: &Keys,
 ) -> Option<Settlement> {
-    let limit = if hold.fast_late { AFTER_HANDLER_ENDED.min(late_write_limit) } else { late_write_limit };
-    let late = reading.began.since(hold.since) > limit && reading.began > hold.since;
+    let limit = limit(hold, late_write_limit);
+    let late = match hold.since_here {
+        Some(since) => reading.started.saturating_duration_since(since) > limit,
+        None => reading.began > hold.since && reading.began.since(hold.since) > limit,
+    };
     let moved = moved(hold.before_revision.as_ref(), reading.revision());
     let state = reading.stored.as_ref().map(|stored| stored.state.recorded(keys));
     let as_proposed = state.clone().unwrap_or(Value::Null) == hold.proposed.clone().unwrap_or(Value::Null);
@@ -43,25 +46,31 @@ pub fn judge(
         "late": late,
     });
     let after = Seen::of(reading.stored.as_ref());
-    let also = hold.over.clone().into_iter().collect();
     Some(Settlement {
         of: hold.intent.clone(),
-        change: hold.change,
         result,
         evidence,
         by,
         after: Some(after),
-        also,
+        also: hold.over.clone(),
     })
 }
 
 /// Seconds until a read can prove that the write did not land.
 pub fn wait(hold: &Hold, now: Time, late_write_limit: Duration) -> u64 {
-    let limit = if hold.fast_late { AFTER_HANDLER_ENDED.min(late_write_limit) } else { late_write_limit };
-    limit.saturating_sub(now.since(hold.since)).as_secs() + 1
+    let waited = hold.since_here.map_or_else(|| now.since(hold.since), |since| since.elapsed());
+    limit(hold, late_write_limit).saturating_sub(waited).as_secs() + 1
 }
 
-/// Whether the row was written, made or removed in between. Absent is a state like any other.
+fn limit(hold: &Hold, late_write_limit: Duration) -> Duration {
+    if hold.fast_late { AFTER_HANDLER_ENDED.min(late_write_limit) } else { late_write_limit }
+}
+
+/// Whether the row was written, made or removed in between. Absent is a state like any other; an older row is a reader
+/// that lags, not a change.
 fn moved(before: Option<&Revision>, now: Option<&Revision>) -> bool {
-    before != now
+    match (before, now) {
+        (Some(before), Some(now)) => now.at > before.at,
+        (before, now) => before.is_some() != now.is_some(),
+    }
 }

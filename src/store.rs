@@ -122,6 +122,8 @@ pub struct ChangeRow {
     pub at: i64,
     /// `identity/<uuid>`
     pub target: Option<String>,
+    /// Which governed change of its target it is; a watched write is none.
+    pub seq: Option<u64>,
     /// Operation.
     pub operation: Option<String>,
     /// Id of the caller.

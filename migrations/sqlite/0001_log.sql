@@ -88,6 +88,10 @@ WHEN NOT EXISTS (
     WHERE e.row = OLD.row AND e.idx < m.value)
 BEGIN SELECT RAISE(ABORT, 'payloads are removed only by retention'); END;
 
+CREATE TRIGGER log_head_once BEFORE INSERT ON log_head
+WHEN EXISTS (SELECT 1 FROM log_head WHERE origin = NEW.origin)
+BEGIN SELECT RAISE(ABORT, 'a log begins once'); END;
+
 CREATE TRIGGER log_head_grows BEFORE UPDATE ON log_head
 WHEN NEW.origin <> OLD.origin OR NEW.size < OLD.size OR NEW.epoch < OLD.epoch
 BEGIN SELECT RAISE(ABORT, 'a log only grows'); END;

@@ -8,6 +8,7 @@ CREATE TABLE changes (
     id             TEXT    NOT NULL,
     at             INTEGER NOT NULL,
     target         TEXT,
+    seq            INTEGER,
     operation      TEXT,
     caller         TEXT,
     decision       TEXT    NOT NULL,

@@ -30,8 +30,7 @@ impl Answer {
 
 async fn api(open_metrics: bool, hosts: &[&str]) -> Api {
     let folder = tempfile::tempdir().unwrap();
-    let url = format!("sqlite:{}", folder.path().join("patchwarden.db").display());
-    let audit = crate::audit::offline(folder.path(), &url).await.unwrap();
+    let audit = crate::audit::Audit::of_folder(folder.path()).await;
     let readiness = Readiness::new();
     let state = State::new(Parts {
         access: Access::new(audit.clone(), None).unwrap(),

@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 use crate::clock::Time;
 use crate::id::{ChangeId, Digest, EntryRef};
 use crate::keys::Keys;
-use crate::operation::{diff_recorded, summary};
+use crate::operation::{Object, diff_recorded, summary};
 use crate::refusal::Refusal;
 
-use super::{Draft, Hold, Outcome, Seen, Settlement};
+use super::{Declaration, Draft, Hold, Outcome, Seen, Settlement};
 
 /// An entry that waits to be written.
 #[derive(Clone, Debug)]
@@ -98,7 +98,8 @@ pub(super) fn attempt(
         Some(_) => "refuse",
     };
     let mut payload = attempt_payload(draft, refusal, over, instance, keys);
-    if !draft.caller_proven && refusal.is_some() && payload.to_string().len() > MAX_UNPROVEN_PAYLOAD {
+    let unproven = refusal.is_some_and(|refusal| !is_proven(draft, refusal));
+    if unproven && payload.to_string().len() > MAX_UNPROVEN_PAYLOAD {
         payload["violations"] = json!([]);
     }
     Unsealed {
@@ -116,16 +117,23 @@ pub(super) fn attempt(
     }
 }
 
-/// An unproven refusal keeps this many of its findings, in outline, and none if it gets longer than this by them.
+/// An unproven refusal keeps this many of its findings, in outline, and none if it gets longer than this by them. Keys of
+/// a body that never became a document are anybody's text, so they stay out.
 const MAX_UNPROVEN_FINDINGS: usize = 2;
 const MAX_UNPROVEN_PAYLOAD: usize = 1000;
 
 fn outline(finding: &crate::refusal::Finding) -> Value {
     let cut = |text: &str| text.chars().take(60).collect::<String>();
-    json!({"rule": finding.rule, "pointer": cut(&finding.pointer), "message": cut(&finding.message)})
+    let pointer = if finding.rule == "body" { String::new() } else { cut(&finding.pointer) };
+    json!({"rule": finding.rule, "pointer": pointer, "message": cut(&finding.message)})
 }
 
-/// A refusal before the caller is proven holds no body: it can be sent by anybody, as often as they like.
+/// Whether a refusal stands for somebody the upstream knows.
+pub(super) fn is_proven(draft: &Draft, refusal: &Refusal) -> bool {
+    draft.caller_proven && refusal.code.is_proven()
+}
+
+/// A refusal that is not proven holds no body and no state: it can be sent by anybody, as often as they like.
 fn attempt_payload(
     draft: &Draft,
     refusal: Option<&Refusal>,
@@ -134,9 +142,10 @@ fn attempt_payload(
     keys: &Keys,
 ) -> Value {
     let object = draft.object.as_ref();
-    let before = draft.before.as_ref().map(|seen| seen.recorded(keys));
-    let proposed =
-        draft.proposed.as_ref().map(|state| state.as_ref().map_or(Value::Null, |state| state.recorded(keys)));
+    let proven = refusal.is_none_or(|refusal| is_proven(draft, refusal));
+    let before = draft.before.as_ref().filter(|_| proven).map(|seen| seen.recorded(keys));
+    let proposed = draft.proposed.as_ref().filter(|_| proven);
+    let proposed = proposed.map(|state| state.as_ref().map_or(Value::Null, |state| state.recorded(keys)));
     let diff =
         before.as_ref().zip(proposed.as_ref()).map(|(before, proposed)| diff_recorded(before, proposed));
     let line = object.zip(diff.as_ref()).map(|(object, diff)| {
@@ -145,7 +154,6 @@ fn attempt_payload(
     });
     let mut caller = draft.caller.clone();
     caller["proven"] = json!(draft.caller_proven);
-    let proven = draft.caller_proven || refusal.is_none();
     let body =
         draft.edit.as_ref().filter(|_| proven).zip(object).map(|(edit, object)| edit.recorded(object, keys));
     let findings = |refusal: &Refusal| match (draft.violations.is_empty(), proven) {
@@ -156,7 +164,7 @@ fn attempt_payload(
     compact(
         json!({
             "v": 1,
-            "object": object.map(|object| json!({"name": object.name, "version": object.version})),
+            "object": object.map(|object| named(object)),
             "gateway": instance,
             "mode": draft.mode,
             "received_at": draft.received_at,
@@ -167,10 +175,10 @@ fn attempt_payload(
             "before_revision": draft.before.as_ref().and_then(|seen| seen.revision.clone()),
             "diff": diff,
             "violations": refusal.map_or(json!([]), findings),
-            "warnings": draft.warnings,
+            "warnings": if proven { json!(draft.warnings) } else { json!([]) },
             "would": draft.would,
-            "drift": draft.drift,
-            "over": over.map(|hold| &hold.intent),
+            "drift": draft.drift.as_ref().filter(|_| proven),
+            "over": over.map(|hold| hold.chain().into_iter().map(|intent| intent.entry).collect::<Vec<_>>()),
             "summary": line,
         }),
         [("before", before), ("proposed", proposed)],
@@ -206,6 +214,7 @@ pub(super) fn outcome(
         payload: compact(
             json!({
                 "v": 1,
+                "object": attempt.object.as_ref().map(|object| named(object)),
                 "finished_at": now,
                 "duration_ms": milliseconds(outcome.duration),
                 "after_revision": outcome.after.as_ref().and_then(|seen| seen.revision.clone()),
@@ -223,15 +232,21 @@ pub(super) fn outcome(
 }
 
 /// A settlement, and one for each intent it settles as well.
-pub(super) fn settlements(settlement: &Settlement, now: Time, keys: &Keys) -> Vec<Unsealed> {
+pub(super) fn settlements(
+    settlement: &Settlement,
+    object: Option<&Object>,
+    target: &str,
+    now: Time,
+    keys: &Keys,
+) -> Vec<Unsealed> {
     let after = settlement.after.as_ref().map(|seen| seen.recorded(keys));
-    let one = |of: &EntryRef, change: Option<ChangeId>, result: super::Settled| Unsealed {
+    let one = |of: &Declaration, result: super::Settled| Unsealed {
         kind: "settlement",
-        change,
-        of: Some(of.clone()),
-        operation: None,
-        target: None,
-        seq: None,
+        change: Some(of.change),
+        of: Some(of.entry.clone()),
+        operation: of.operation.clone(),
+        target: Some(target.to_owned()),
+        seq: of.seq,
         result: Some(result.as_str()),
         code: None,
         status: None,
@@ -239,6 +254,7 @@ pub(super) fn settlements(settlement: &Settlement, now: Time, keys: &Keys) -> Ve
         payload: compact(
             json!({
                 "v": 1,
+                "object": object.map(named),
                 "at": now,
                 "evidence": settlement.evidence,
                 "by": settlement.by,
@@ -251,9 +267,14 @@ pub(super) fn settlements(settlement: &Settlement, now: Time, keys: &Keys) -> Ve
         super::Settled::NotApplied => super::Settled::NotApplied,
         _ => super::Settled::Superseded,
     };
-    std::iter::once(one(&settlement.of, Some(settlement.change), settlement.result))
-        .chain(settlement.also.iter().map(|of| one(of, None, others)))
+    std::iter::once(one(&settlement.of, settlement.result))
+        .chain(settlement.also.iter().map(|of| one(of, others)))
         .collect()
+}
+
+/// Which object's forms a payload holds.
+fn named(object: &Object) -> Value {
+    json!({"name": object.name, "version": object.version})
 }
 
 /// What an outcome needs to know of its attempt.
@@ -261,7 +282,7 @@ pub(super) fn settlements(settlement: &Settlement, now: Time, keys: &Keys) -> Ve
 pub(super) struct Intended {
     pub change: ChangeId,
     pub operation: Option<String>,
-    pub object: Option<std::sync::Arc<crate::operation::Object>>,
+    pub object: Option<std::sync::Arc<Object>>,
     pub target: Option<String>,
     pub seq: Option<u64>,
     /// Recorded form.

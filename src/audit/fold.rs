@@ -46,7 +46,7 @@ struct Fold {
 }
 
 impl Folds {
-    /// Takes one refusal: hands it to `write`, or counts it. Returns the id that stands for it.
+    /// Takes one refusal: hands it to `write`, or counts it and returns the id of the fold that stands for it.
     pub(super) fn take(
         &self,
         source: IpAddr,
@@ -55,7 +55,7 @@ impl Folds {
         entry: Unsealed,
         now: Time,
         write: impl FnOnce(Unsealed),
-    ) -> ChangeId {
+    ) -> Result<ChangeId, ChangeId> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.turn_over(now);
         let size = entry.payload.to_string().len() + 512;
@@ -68,7 +68,7 @@ impl Folds {
                 state.spent += size;
                 drop(state);
                 write(entry);
-                return id;
+                return Ok(id);
             }
         }
         let joint = state.spent >= DAILY_BYTES
@@ -82,7 +82,7 @@ impl Folds {
         });
         *fold.counts.entry(code.as_str()).or_default() += 1;
         fold.last = now;
-        fold.id
+        Err(fold.id)
     }
 
     /// The folds of the past minute, ready to be written.
@@ -152,10 +152,11 @@ mod tests {
         for n in 0..1_000_000i64 {
             let now = Time(n * 2_000);
             let source = IpAddr::from([10, 0, u8::try_from(n % 200).unwrap(), u8::try_from(n % 7).unwrap()]);
-            folds.take(source, Code::CallerMissingToken, ChangeId::at(now), refusal(), now, |entry| {
-                own += 1;
-                bytes += entry.payload.to_string().len();
-            });
+            let _ =
+                folds.take(source, Code::CallerMissingToken, ChangeId::at(now), refusal(), now, |entry| {
+                    own += 1;
+                    bytes += entry.payload.to_string().len();
+                });
             if n % 30_000 == 0 {
                 let entries = folds.flush(now);
                 bytes += entries.iter().map(|entry| entry.payload.to_string().len()).sum::<usize>();
@@ -175,15 +176,15 @@ mod tests {
             let id = ChangeId::at(now);
             (id, folds.take(source, Code::BodyMalformed, id, refusal(), now, |_| {}))
         };
-        assert!((0..10).map(take).all(|(own, named)| own == named));
+        assert!((0..10).map(take).all(|(own, named)| named == Ok(own)));
         let (first, named) = take(11);
-        assert_eq!(first, named, "a fold takes the id of its first");
+        assert_eq!(Err(first), named, "a fold takes the id of its first");
         assert_eq!(take(12).1, named);
         let entries = folds.flush(Time(20));
-        assert_eq!(entries[0].change, Some(named));
+        assert_eq!(entries[0].change, Some(first));
         assert_eq!(entries[0].payload["counts"], json!({"body.malformed": 2}));
         assert_eq!(entries[0].payload["source"], Value::from("127.0.0.1"));
         let (own, named) = take(MINUTE + 1);
-        assert_eq!(own, named, "the next minute begins anew");
+        assert_eq!(Ok(own), named, "the next minute begins anew");
     }
 }

@@ -20,7 +20,7 @@ const STEP: usize = 500;
 const MAX_CANDIDATES: usize = 20_000;
 const MAX_TIME: Duration = Duration::from_millis(50);
 /// Longest text kept for `contains`, in bytes.
-const MAX_SEARCH: usize = 16 * 1024;
+const MAX_SEARCH: usize = 256 * 1024;
 
 /// What an entry's envelope says, for the projection.
 pub(super) struct Facts<'a> {
@@ -32,6 +32,7 @@ pub(super) struct Facts<'a> {
     pub change: Option<String>,
     pub target: Option<&'a str>,
     pub operation: Option<&'a str>,
+    pub seq: Option<u64>,
     pub result: Option<&'a str>,
 }
 
@@ -53,6 +54,7 @@ pub(super) async fn project(
                 id: facts.change.clone().unwrap_or_default(),
                 at: facts.at,
                 target: facts.target.map(str::to_owned),
+                seq: facts.seq,
                 operation: facts.operation.map(str::to_owned),
                 caller: text(&payload["caller"]["id"]),
                 decision,
@@ -167,6 +169,8 @@ pub struct Filter {
     pub changed: Option<String>,
     pub contains: Option<String>,
     pub unsettled: bool,
+    /// Not the watched writes.
+    pub governed: bool,
 }
 
 /// Some changes, and where to go on.
@@ -263,6 +267,7 @@ impl Reader {
         let filter = Filter {
             target: Some(target.to_owned()),
             outcome: Some("applied".to_owned()),
+            governed: true,
             ..Filter::default()
         };
         let page = self.page(&filter, None, 1).await?;
@@ -340,7 +345,8 @@ fn fits(filter: &Filter, row: &ChangeRow) -> bool {
         && holds(&filter.rule, &row.rules)
         && holds(&filter.changed, &row.pointers)
         && (!filter.warned || row.warned)
-        && (!filter.unsettled || (row.outcome == "unknown" && row.settled.is_none() && row.target.is_some()))
+        && (!filter.unsettled || (row.outcome == "unknown" && row.settled.is_none() && row.seq.is_some()))
+        && (!filter.governed || row.seq.is_some())
         && filter.contains.as_deref().is_none_or(|text| row.search.contains(&text.to_ascii_lowercase()))
 }
 

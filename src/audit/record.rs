@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -39,6 +39,8 @@ impl Seen {
 pub struct Draft {
     pub id: ChangeId,
     pub received_at: Time,
+    /// The same moment, for durations.
+    pub started: Instant,
     pub operation: Option<String>,
     pub object: Option<Arc<Object>>,
     pub target: Option<TargetId>,
@@ -91,13 +93,24 @@ impl Settled {
     }
 }
 
+/// An intent that is in the log, as later entries speak of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declaration {
+    /// Its entry.
+    pub entry: EntryRef,
+    /// Its change.
+    pub change: ChangeId,
+    /// What it would do.
+    pub operation: Option<String>,
+    /// Which change of its target it is.
+    pub seq: Option<u64>,
+}
+
 /// Proof of what became of an intent.
 #[derive(Clone, Debug)]
 pub struct Settlement {
     /// The intent.
-    pub of: EntryRef,
-    /// Its change.
-    pub change: ChangeId,
+    pub of: Declaration,
     /// What is proved.
     pub result: Settled,
     /// By what.
@@ -106,8 +119,8 @@ pub struct Settlement {
     pub by: &'static str,
     /// The state that was seen.
     pub after: Option<Seen>,
-    /// Intents settled with it.
-    pub also: Vec<EntryRef>,
+    /// Earlier intents settled with it.
+    pub also: Vec<Declaration>,
 }
 
 /// What the upstream did.
@@ -183,13 +196,22 @@ pub enum Recorded {
     Pending,
 }
 
+/// The newest revision this log knows of a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// It.
+    pub revision: Revision,
+    /// Whether it has been removed since.
+    pub gone: bool,
+}
+
 /// What this log knows of a target.
 #[derive(Clone, Debug, Default)]
 pub struct TargetNow {
     /// Moves on every open and close.
     pub turn: u64,
-    /// The newest revision known; `None` when nothing is known or it is known to be absent.
-    pub newest: Option<Revision>,
+    /// The newest revision known.
+    pub newest: Option<Newest>,
     /// What holds it.
     pub hold: Option<Hold>,
 }
@@ -197,20 +219,27 @@ pub struct TargetNow {
 /// An intent that holds its target.
 #[derive(Clone, Debug)]
 pub struct Hold {
-    /// Its entry.
-    pub intent: EntryRef,
-    /// Its change.
-    pub change: ChangeId,
+    /// It.
+    pub intent: Declaration,
     /// Whether its end was not seen; else it is in flight.
     pub unknown: bool,
-    /// From when lateness counts.
+    /// From when lateness counts, by the wall clock.
     pub since: Time,
+    /// The same by this process's own clock, which does not step; `None` when another process saw it.
+    pub since_here: Option<Instant>,
     /// The upstream's handler is known to have ended.
     pub fast_late: bool,
     /// Revision it was judged by.
     pub before_revision: Option<Revision>,
     /// Recorded form of what it proposed; `None` for absent.
     pub proposed: Option<Value>,
-    /// The held intent it went over, if it is a removal.
-    pub over: Option<EntryRef>,
+    /// The held intents it went over, if it is a removal.
+    pub over: Vec<Declaration>,
+}
+
+impl Hold {
+    /// It and everything it went over, the newest first.
+    pub fn chain(&self) -> Vec<Declaration> {
+        [std::slice::from_ref(&self.intent), &self.over].concat()
+    }
 }

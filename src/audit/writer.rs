@@ -35,6 +35,8 @@ use batch::Log;
 const MAX_BATCH: usize = 256;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
+/// How long a writer that is told to stop tries to write what waits.
+const STOP_PATIENCE: Duration = Duration::from_secs(4);
 
 /// Entries that are written together or not at all, and what they do to targets.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +47,8 @@ pub(super) struct Group {
     pub stop: bool,
     /// An intent lost the task that would have finished it: look for such ones.
     pub orphaned: bool,
+    /// The store could not be read: look at it anew.
+    pub suspect: Option<String>,
 }
 
 impl Group {
@@ -56,10 +60,28 @@ impl Group {
 /// What a group does beside its entries.
 #[derive(Clone, Debug)]
 pub(super) enum TargetOp {
-    Open { key: String, turn: u64, over: Option<EntryRef> },
-    Free { key: String, intent: EntryRef, turn: Option<u64> },
-    Hold { key: String, held_by: EntryRef, intent: EntryRef, since: Time },
-    Revision { key: String, revision: String, turn: Option<u64> },
+    Open {
+        key: String,
+        turn: u64,
+        over: Option<EntryRef>,
+    },
+    Free {
+        key: String,
+        intent: EntryRef,
+        turn: Option<u64>,
+    },
+    Hold {
+        key: String,
+        held_by: EntryRef,
+        intent: EntryRef,
+        since: Time,
+    },
+    /// `None`: it has been removed.
+    Revision {
+        key: String,
+        revision: Option<String>,
+        turn: Option<u64>,
+    },
     CreateToken(TokenRow),
     RevokeToken(String, i64),
 }
@@ -67,9 +89,9 @@ pub(super) enum TargetOp {
 /// A group with who waits for it.
 pub(super) struct Job {
     pub group: Group,
-    /// Never refused, never dropped.
+    /// Never refused, never dropped; else refused while the log is down or the WAL over its hard limit.
     pub must: bool,
-    /// Refused while the WAL is over its hard limit.
+    /// The intent of a change that its sender will finish.
     pub attempt: bool,
     pub reply: oneshot::Sender<Result<Written, NotWritten>>,
 }
@@ -106,6 +128,10 @@ pub(super) struct Writer {
     retry: Duration,
     next_try: Instant,
     detail: String,
+    /// Wall and monotonic time of one moment, to notice steps.
+    anchor: (Time, Instant),
+    /// Told to stop: until when what waits is still tried.
+    stop_by: Option<Instant>,
 }
 
 /// A batch in doubt: its first entry, and everybody who waits.
@@ -123,6 +149,7 @@ impl Writer {
     ) -> Self {
         let detail = String::new();
         let (backlog, next_try) = (VecDeque::new(), Instant::now());
+        let anchor = (shared.clock.now(), Instant::now());
         Self {
             shared,
             queue,
@@ -136,6 +163,8 @@ impl Writer {
             retry: FIRST_RETRY,
             next_try,
             detail,
+            anchor,
+            stop_by: None,
         }
     }
 
@@ -175,8 +204,15 @@ impl Writer {
                 let Ok(job) = self.queue.try_recv() else { break };
                 batch.push(job);
             }
-            let stops = batch.iter().any(|job| job.group.stop);
+            if batch.iter().any(|job| job.group.stop) {
+                self.stop_by = Some(Instant::now() + STOP_PATIENCE);
+            }
             let orphans = batch.iter().any(|job| job.group.orphaned);
+            if let Some(detail) = batch.iter_mut().find_map(|job| job.group.suspect.take())
+                && self.log.is_some()
+            {
+                self.give_up(Vec::new(), &store::Error::Wait(detail)).await;
+            }
             let depth = i64::try_from(self.queue.len() + self.backlog.len()).unwrap_or(i64::MAX);
             self.shared.metrics.queue_depth.set(depth);
             if self.log.is_none() {
@@ -187,7 +223,7 @@ impl Writer {
             if orphans && let Err(error) = self.recover().await {
                 self.give_up(Vec::new(), &error).await;
             }
-            if stops && self.stopped() {
+            if self.stop_by.is_some_and(|by| self.backlog.is_empty() || Instant::now() >= by) {
                 break;
             }
         }
@@ -199,11 +235,6 @@ impl Writer {
         if let Some(reader) = reader {
             reader.close().await;
         }
-    }
-
-    /// Whether the last group is through: what must be written is, or cannot be.
-    fn stopped(&self) -> bool {
-        self.backlog.is_empty() || self.log.is_none()
     }
 
     /// Waits for work; `false` when there will be none.
@@ -288,14 +319,13 @@ impl Writer {
         }
         let reader = Reader::open(&self.path).await?;
         *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = Some(reader);
-        let anchor = (self.shared.clock.now(), Instant::now());
         let epoch = head.epoch;
         let (size, root) = (frontier.size(), frontier.root());
         let is_first = self.origin.replace(origin.clone()).is_none();
-        self.log = Some(Log { database, origin, frontier, epoch, last_at, anchor });
+        self.log = Some(Log { database, origin, frontier, epoch, last_at });
         self.recover().await?;
         if is_first {
-            let started = json!({"v": 1, "at": anchor.0, "version": env!("CARGO_PKG_VERSION"),
+            let started = json!({"v": 1, "at": self.shared.clock.now(), "version": env!("CARGO_PKG_VERSION"),
                 "unfinished": self.backlog.len(), "size": size, "root": hex::encode(root)});
             self.must_write(Group::of(entry::lifecycle("start", started)));
         }
@@ -330,11 +360,19 @@ impl Writer {
             if job.attempt {
                 owned().insert(index);
             }
+            self.disown(&job.group);
             // Nobody waits for it any more: recovery will find it.
             if job.reply.send(Ok(written)).is_err() && job.attempt {
                 owned().remove(&index);
             }
         }
+    }
+
+    /// The outcomes of a group are written, or are there already.
+    fn disown(&self, group: &Group) {
+        let mut owned = self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        let finished: Vec<u64> = group.entries.iter().filter_map(of_index).collect();
+        owned.retain(|index| !finished.contains(index));
     }
 
     async fn find_or_begin(&self, database: &mut Database) -> Result<(String, Head), store::Error> {
@@ -436,8 +474,8 @@ impl Writer {
             return jobs;
         }
         let detail = format!("the WAL is {size} bytes, over audit.wal_hard");
-        let (attempts, rest): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.attempt);
-        for job in attempts {
+        let (rest, shed): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.must);
+        for job in shed {
             let _ = job.reply.send(Err(NotWritten::Unavailable(detail.clone())));
         }
         rest
@@ -466,6 +504,7 @@ impl Writer {
                 if job.must && (1..entries).contains(&job.group.entries.len()) {
                     self.backlog.push_back(job);
                 } else {
+                    self.disown(&job.group);
                     let _ = job.reply.send(Err(NotWritten::Unavailable(error.to_string())));
                 }
             }
@@ -486,7 +525,7 @@ impl Writer {
             return Err((jobs, error));
         }
         let wall = self.shared.clock.now();
-        let mut batch = log.batch(wall);
+        let (mut batch, anchor) = log.batch(wall, self.anchor);
         let mut done: Vec<(Job, Written)> = Vec::new();
         let mut rest = jobs.into_iter();
         while let Some(mut job) = rest.next() {
@@ -516,6 +555,7 @@ impl Writer {
         if let Some(log) = &mut self.log {
             (log.frontier, log.last_at) = (batch.frontier, batch.last_at);
         }
+        self.anchor = anchor;
         self.shared.metrics.entries.inc_by(batch.rows.len() as u64);
         #[expect(clippy::cast_precision_loss, reason = "a batch holds a few hundred entries")]
         self.shared.metrics.batch_entries.observe(batch.rows.len() as f64);
@@ -591,6 +631,7 @@ pub(super) async fn rebuild(database: &mut Database) -> Result<(), store::Error>
                 change: envelope["change"].as_str().map(str::to_owned),
                 target: envelope["target"].as_str(),
                 operation: envelope["operation"].as_str(),
+                seq: envelope["seq"].as_u64(),
                 result: envelope["result"].as_str(),
             };
             project(database, &facts, &payload).await?;

@@ -12,7 +12,8 @@ pub(super) async fn run(settings: &Settings) -> Result<u8, Failure> {
     log::init(config.log_format, &config.log_level)
         .map_err(|message| Failure { code: MISCONFIGURED, message })?;
     for warning in warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!(event = "config_warning", "{warning}");
     }
+    log::panics();
     app::serve(config).await.map(|()| 0)
 }

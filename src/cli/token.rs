@@ -20,8 +20,8 @@ use tokio::net::UnixStream;
 use super::out::{complain, print};
 use super::{MISCONFIGURED, UNABLE, WRONG};
 use crate::access::{self, Role};
-use crate::app::Failure;
-use crate::audit::{self, Audit};
+use crate::app::{self, Failure};
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::{json, store, view};
 
@@ -135,7 +135,7 @@ async fn revoke(config: &Config, name: &str) -> Result<(), Failure> {
 }
 
 async fn offline(config: &Config) -> Result<Audit, Failure> {
-    audit::offline(&config.data, &config.store_url).await.map_err(unable)
+    app::offline(config).await
 }
 
 fn row(token: &Value, utc: bool) -> [String; 4] {

@@ -80,8 +80,7 @@ impl Queues {
     ) -> Result<(Entry, Arc<tokio::sync::Mutex<()>>), Refusal> {
         let mut lines = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = &mut *lines;
-        let line = lines.targets.entry(target.clone()).or_default();
-        if line.members > self.0.per_target {
+        if lines.targets.get(target).is_some_and(|line| line.members > self.0.per_target) {
             return Err(busy(
                 "Too many changes of this identity are waiting (`limits.target_waiters`); try again",
             ));
@@ -95,6 +94,7 @@ impl Queues {
             }
             *count += 1;
         }
+        let line = lines.targets.entry(target.clone()).or_default();
         line.members += 1;
         let lock = line.lock.clone();
         Ok((Entry { shared: self.0.clone(), target: target.clone(), caller: caller.cloned() }, lock))
@@ -125,6 +125,9 @@ fn busy(detail: &str) -> Refusal {
     Refusal::new(Code::TargetBusy, detail).retry_after(1)
 }
 
+/// Keys counted in one minute at most; more of them start the minute anew.
+const MAX_KEYS: usize = 65_536;
+
 /// Counts events per key and minute; forgets everything when the minute is over, so it never holds more than one
 /// minute's keys.
 pub(super) struct PerMinute<K> {
@@ -140,7 +143,7 @@ impl<K: Hash + Eq> PerMinute<K> {
     /// Whether another event of this key would be within the limit.
     pub(super) fn has_room(&self, key: &K) -> bool {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.0.elapsed() > Duration::from_secs(60) {
+        if window.0.elapsed() > Duration::from_secs(60) || window.1.len() >= MAX_KEYS {
             *window = (Instant::now(), HashMap::new());
         }
         window.1.get(key).is_none_or(|count| *count < self.at_most)

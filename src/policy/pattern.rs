@@ -26,8 +26,11 @@ pub(super) fn binds(pattern: &str) -> bool {
     if pattern.len() > MAX_LENGTH {
         return false;
     }
-    // The matcher takes a leading `./` away.
-    let chars: Vec<char> = pattern.strip_prefix("./").unwrap_or(pattern).chars().collect();
+    // The matcher takes every leading `./` away, and three stars in a row make it lose what follows them.
+    if pattern.starts_with("./") || pattern.contains("***") {
+        return false;
+    }
+    let chars: Vec<char> = pattern.chars().collect();
     let mut at = 0;
     let read = sequence(&chars, &mut at, 0).filter(|_| at == chars.len());
     read.is_some_and(|alternatives| {
@@ -178,6 +181,11 @@ mod tests {
             ("*/*/*/*", false),
             ("a/b*", true),
             ("./a*", false),
+            ("./abc*", false),
+            ("./././**", false),
+            ("***abc./**", false),
+            ("***abc.*", false),
+            ("x/./././y*", true),
         ] {
             check(pattern, expected);
         }

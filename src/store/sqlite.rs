@@ -37,11 +37,18 @@ pub struct Database {
     frames: u64,
 }
 
-/// Device and inode of the database and its WAL, as last seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The database and its WAL, as last seen.
+#[derive(Clone, Copy, Debug)]
 struct Files {
-    database: (u64, u64),
-    wal: (u64, u64),
+    database: File,
+    wal: File,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct File {
+    /// Device and inode.
+    id: (u64, u64),
+    length: u64,
 }
 
 impl Database {
@@ -108,19 +115,22 @@ impl Database {
     fn look_at_files(&mut self) -> Result<(), Error> {
         let gone = |error: std::io::Error| Error::InDoubt(format!("{}: {error}", self.path.display()));
         let now = self.identities().map_err(gone)?;
-        let emptied = [self.path.clone(), wal_path(&self.path)]
-            .iter()
-            .any(|path| fs::metadata(path).map_or(0, |f| f.len()) == 0);
-        if emptied || self.files.is_some_and(|before| before != now) {
-            return Err(Error::InDoubt(format!("{} or its WAL was replaced", self.path.display())));
+        let lost = |before: File, now: File| before.id != now.id || now.length < before.length;
+        let cut = self.files.is_some_and(|before| {
+            lost(before.database, now.database) || lost(File { length: 1, ..before.wal }, now.wal)
+        });
+        if cut {
+            return Err(Error::InDoubt(format!("{} or its WAL was replaced or cut", self.path.display())));
         }
         self.files = Some(now);
         Ok(())
     }
 
     fn identities(&self) -> std::io::Result<Files> {
-        let id = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
-        Ok(Files { database: id(&self.path)?, wal: id(&wal_path(&self.path))? })
+        let read = |path: &Path| {
+            fs::metadata(path).map(|file| File { id: (file.dev(), file.ino()), length: file.len() })
+        };
+        Ok(Files { database: read(&self.path)?, wal: read(&wal_path(&self.path))? })
     }
 
     /// Bytes of the WAL in use.
@@ -345,8 +355,8 @@ impl Database {
     /// Adds a row to the projection.
     pub async fn project(&mut self, change: &ChangeRow) -> Result<(), Error> {
         let put = sqlx::query(
-            "INSERT INTO changes (row, kind, idx, id, at, target, operation, caller, decision, would, outcome, settled, warned, \
-             rules, pointers, search, outcome_row, settlement_row) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO changes (row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, \
+             rules, pointers, search, outcome_row, settlement_row) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(change.row)
         .bind(&change.kind)
@@ -354,6 +364,7 @@ impl Database {
         .bind(&change.id)
         .bind(change.at)
         .bind(&change.target)
+        .bind(change.seq.map(signed))
         .bind(&change.operation)
         .bind(&change.caller)
         .bind(&change.decision)

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::clock::Time;
 use crate::id::fill_random;
+use crate::json;
 use crate::store::{self, Database, EntryRow, Head};
 
 use super::super::entry::{self, Unsealed};
@@ -26,8 +27,6 @@ pub(super) struct Log {
     pub frontier: Frontier,
     pub epoch: i64,
     pub last_at: Time,
-    /// Wall and monotonic time of one moment, to notice steps.
-    pub anchor: (Time, Instant),
 }
 
 /// A batch in the making.
@@ -39,23 +38,22 @@ pub(super) struct Batch {
 }
 
 impl Log {
-    /// Starts a batch; a wall clock that stepped gets its entry first.
-    pub(super) fn batch(&mut self, wall: Time) -> Batch {
+    /// Starts a batch; a wall clock that stepped since `anchor` gets its entry first. The new anchor counts once the batch
+    /// is committed.
+    pub(super) fn batch(&mut self, wall: Time, anchor: (Time, Instant)) -> (Batch, (Time, Instant)) {
         let mut batch = Batch {
             rows: Vec::new(),
             frontier: self.frontier.clone(),
             last_at: self.last_at,
             projected: Vec::new(),
         };
-        let expected =
-            Time(self.anchor.0.0 + i64::try_from(self.anchor.1.elapsed().as_micros()).unwrap_or(0));
+        let expected = Time(anchor.0.0 + i64::try_from(anchor.1.elapsed().as_micros()).unwrap_or(0));
         let step = wall.0 - expected.0;
-        self.anchor = (wall, Instant::now());
         if step.unsigned_abs() > u64::try_from(CLOCK_STEP.as_micros()).unwrap_or(u64::MAX) {
             let payload = json!({"v": 1, "at": wall, "expected": expected, "step_us": step});
             self.seal(entry::lifecycle("clock", payload), &mut batch, wall);
         }
-        batch
+        (batch, (wall, Instant::now()))
     }
 
     /// Takes a group's locks and seals its entries. `None`: a lock was lost.
@@ -84,8 +82,14 @@ impl Log {
                         ((&*held_by.origin, held_by.index), (&*intent.origin, intent.index));
                     database.hold_target(key, held_by, intent, since.0).await.map(|()| true)?
                 }
-                TargetOp::Revision { key, revision, turn } => {
+                TargetOp::Revision { key, revision: Some(revision), turn } => {
                     database.note_revision(key, revision, *turn).await.map(|()| true)?
+                }
+                TargetOp::Revision { key, revision: None, turn } => {
+                    if let Some(last) = database.target(key).await?.revision {
+                        database.note_revision(key, &gone(&last), *turn).await?;
+                    }
+                    true
                 }
                 TargetOp::CreateToken(token) => database.create_token(token).await?,
                 TargetOp::RevokeToken(name, at) => database.revoke_token(name, *at).await?,
@@ -129,6 +133,7 @@ impl Log {
                     change: entry.change.map(|change| change.to_string()),
                     target: entry.target.as_deref(),
                     operation: entry.operation.as_deref(),
+                    seq: entry.seq,
                     result: entry.result,
                 };
                 project(&mut self.database, &facts, payload).await?;
@@ -141,4 +146,13 @@ impl Log {
         }
         self.database.commit().await
     }
+}
+
+/// A revision whose row has been removed since.
+fn gone(revision: &str) -> String {
+    let mut value: Value = json::own(revision.as_bytes()).unwrap_or(Value::Null);
+    if value.is_object() {
+        value["gone"] = json!(true);
+    }
+    value.to_string()
 }

@@ -99,7 +99,9 @@ fn violation(sight: &Sight<'_>, is_shared: bool) -> Violation {
 }
 
 fn host(url: &str) -> Option<String> {
-    url::Url::parse(url).ok()?.host_str().map(str::to_ascii_lowercase)
+    // `gitlab.com.` is the same host, written as a full name.
+    let url = url::Url::parse(url).ok()?;
+    Some(url.host_str()?.trim_end_matches('.').to_ascii_lowercase())
 }
 
 fn issuers(value: &toml::Value) -> Result<Vec<String>, String> {

@@ -86,7 +86,7 @@ impl Reader {
         candidates: usize,
     ) -> Result<(Vec<ChangeRow>, Option<(i64, String)>), Error> {
         let mut text = QueryBuilder::new(
-            "SELECT row, kind, idx, id, at, target, operation, caller, decision, would, outcome, settled, warned, rules, \
+            "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, rules, \
              pointers, search, outcome_row, settlement_row FROM changes WHERE kind = 'attempt'",
         );
         if let Some(target) = &query.target {
@@ -118,7 +118,7 @@ impl Reader {
 
     /// One row of the projection by id; or by number; or the newest attempt.
     pub async fn change(&self, id: Option<&str>, index: Option<u64>) -> Result<Option<ChangeRow>, Error> {
-        const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, operation, caller, decision, would, outcome, settled, \
+        const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, \
              warned, rules, pointers, search, outcome_row, settlement_row FROM changes ";
         let mut text = QueryBuilder::new(COLUMNS);
         match (id, index) {
@@ -170,17 +170,18 @@ fn change(row: &SqliteRow) -> Result<ChangeRow, sqlx::Error> {
         id: row.try_get(3)?,
         at: row.try_get(4)?,
         target: row.try_get(5)?,
-        operation: row.try_get(6)?,
-        caller: row.try_get(7)?,
-        decision: row.try_get(8)?,
-        would: row.try_get(9)?,
-        outcome: row.try_get(10)?,
-        settled: row.try_get(11)?,
-        warned: row.try_get(12)?,
-        rules: row.try_get(13)?,
-        pointers: row.try_get(14)?,
-        search: row.try_get(15)?,
-        outcome_row: row.try_get(16)?,
-        settlement_row: row.try_get(17)?,
+        seq: row.try_get::<Option<i64>, _>(6)?.map(unsigned),
+        operation: row.try_get(7)?,
+        caller: row.try_get(8)?,
+        decision: row.try_get(9)?,
+        would: row.try_get(10)?,
+        outcome: row.try_get(11)?,
+        settled: row.try_get(12)?,
+        warned: row.try_get(13)?,
+        rules: row.try_get(14)?,
+        pointers: row.try_get(15)?,
+        search: row.try_get(16)?,
+        outcome_row: row.try_get(17)?,
+        settlement_row: row.try_get(18)?,
     })
 }
