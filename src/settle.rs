@@ -74,3 +74,63 @@ fn moved(before: Option<&Revision>, now: Option<&Revision>) -> bool {
         (before, now) => before.is_some() != now.is_some(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::audit::Declaration;
+    use crate::id::{ChangeId, EntryRef};
+
+    const LIMIT: Duration = Duration::from_secs(120);
+
+    fn revision(at: i64) -> Revision {
+        Revision { row: "r".into(), at: Time(at) }
+    }
+
+    fn hold(seen_by_us: Option<Instant>) -> Hold {
+        let entry = EntryRef { origin: "o".into(), index: 1 };
+        let intent = Declaration { entry, change: ChangeId::at(Time(0)), operation: None, seq: Some(1) };
+        let (since, since_here) = (Time(0), seen_by_us);
+        let (before_revision, over) = (Some(revision(10)), Vec::new());
+        Hold {
+            intent,
+            unknown: true,
+            since,
+            since_here,
+            fast_late: false,
+            before_revision,
+            proposed: None,
+            over,
+        }
+    }
+
+    /// A reading that shows nothing attached or nothing changed is made by hand: what counts here is when.
+    fn judged(hold: &Hold, began: i64, started: Instant) -> Option<Settled> {
+        let reading = Reading { stored: None, began: Time(began), started };
+        let unmoved = Hold { before_revision: None, proposed: Some(json!({})), ..hold.clone() };
+        let settlement = judge(&unmoved, &reading, LIMIT, "test", &Keys::ephemeral())?;
+        Some(settlement.result)
+    }
+
+    #[test]
+    fn only_a_newer_row_has_moved() {
+        let (old, new) = (revision(9), revision(11));
+        assert!(moved(Some(&revision(10)), Some(&new)));
+        assert!(!moved(Some(&revision(10)), Some(&revision(10))));
+        assert!(!moved(Some(&revision(10)), Some(&old)), "a reader that lags");
+        assert!(moved(Some(&old), None) && moved(None, Some(&new)) && !moved(None, None));
+    }
+
+    #[test]
+    fn a_wall_clock_that_steps_makes_nothing_late() {
+        let now = Instant::now();
+        let (soon, late) = (now + Duration::from_secs(1), now + Duration::from_secs(121));
+        let hour = 3_600_000_000;
+        assert_eq!(judged(&hold(Some(now)), hour, soon), None, "the clock stepped an hour ahead");
+        assert_eq!(judged(&hold(Some(now)), -hour, late), Some(Settled::NotApplied), "or back");
+        assert_eq!(judged(&hold(None), hour, soon), Some(Settled::NotApplied), "seen by an earlier process");
+        assert_eq!(judged(&hold(None), 1_000_000, late), None);
+    }
+}

@@ -101,6 +101,13 @@ fn what_is_not_built_or_not_safe_is_refused() {
     check(&said, 2, &["admin_listen", "admin.plaintext = true", "admin.cert_file"]);
     let said = run("[limits]\nbody = \"0B\"\nforward = \"0s\"", &["check", "--upstream", "http://a"], &[]);
     check(&said, 2, &["limits.body: is zero", "limits.forward: is zero"]);
+    for command in ["check", "serve"] {
+        let config = "[upstream]\nurl = \"http://a\"\nlate_write_limit = \"0s\"\n[audit]\nname = \"a b\"";
+        let parts = ["upstream.late_write_limit: is zero", "audit.name: is no name"];
+        check(&run(config, &[command], &[]), 2, &parts);
+        let config = "[upstream]\nurl = \"http://a\"\n[admin]\ntoken_file = \"patchwarden.toml\"";
+        check(&run(config, &[command], &[]), 2, &["admin.token_file: patchwarden.toml holds no token"]);
+    }
 }
 
 #[test]

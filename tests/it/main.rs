@@ -15,3 +15,4 @@ mod secrets;
 mod support;
 mod support_works;
 mod tidy;
+mod truth;

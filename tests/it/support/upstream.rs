@@ -288,6 +288,12 @@ impl Upstream {
         self.estate().attach(identity, row);
     }
 
+    /// The same from within a [`Hook`]: a writer that comes between.
+    pub(crate) fn another_writer(&self) -> impl Fn(&str, &Value) + Send + Sync + 'static {
+        let shared = self.shared.clone();
+        move |identity, row| lock(&shared.estate).attach(identity, row)
+    }
+
     pub(crate) fn state(&self, identity: &str) -> Option<Value> {
         self.estate().state(identity)
     }
