@@ -159,16 +159,6 @@ pub fn client_identity_dropped(address: IpAddr) {
     );
 }
 
-/// New policies are in force.
-pub fn reloaded(policy_digest: &str) {
-    tracing::info!(event = "reloaded", policy_digest, "the policies were reloaded");
-}
-
-/// What was to be loaded is wrong; what was in force stays in force.
-pub fn reload_failed(detail: &str) {
-    tracing::error!(event = "reload_failed", detail, "the policies stay as they were: {detail}");
-}
-
 /// The process ends.
 pub fn stopped() {
     tracing::info!(event = "stopped", "the gateway has stopped");
