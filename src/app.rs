@@ -276,6 +276,9 @@ fn door_limits(config: &Config, connections: usize) -> server::Limits {
     let limits = &config.limits;
     server::Limits {
         connections,
+        headers: limits.headers,
+        header_bytes: limits.header_bytes,
+        streams: limits.streams,
         handshake: limits.handshake,
         header_read: limits.header_read,
         idle: limits.idle,

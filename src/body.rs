@@ -14,10 +14,21 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use crate::id::Digest;
-use crate::json::{Document, Fault};
+use crate::json::{self, Document, Fault};
 use crate::keys::Keys;
 use crate::operation::Write;
 use crate::refusal::{Code, Finding, Refusal};
+
+/// What a body is read within.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes.
+    pub bytes: usize,
+    /// Until all of it is there.
+    pub time: Duration,
+    /// Of the document.
+    pub json: json::Bounds,
+}
 
 /// A body that was read whole.
 #[derive(Debug)]
@@ -50,21 +61,20 @@ pub async fn read(
     headers: &HeaderMap,
     body: Incoming,
     write: Write,
-    at_most: usize,
-    within: Duration,
+    within: Bounds,
     keys: &Keys,
 ) -> Result<Received, Unread> {
     if write == Write::Remove && body.is_end_stream() {
         return Ok(Received { document: None, digest: None, length: 0 });
     }
     media_type(headers)?;
-    let bytes = collect(body, at_most, within).await?;
+    let bytes = collect(body, within.bytes, within.time).await?;
     let digest = keys.fingerprint("body", &bytes);
     let length = bytes.len() as u64;
     if write == Write::Remove {
         return Ok(Received { document: None, digest: Some(digest), length });
     }
-    match Document::read(&bytes) {
+    match Document::read_within(&bytes, within.json) {
         Ok(document) => Ok(Received { document: Some(document), digest: Some(digest), length }),
         Err(fault) => Err(Unread { refusal: refuse(fault), seen: Some((digest, length)) }),
     }

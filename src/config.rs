@@ -29,10 +29,14 @@ use crate::pipeline::UngovernedWrites;
 use crate::policy::Mode;
 use crate::schema::UnknownMembers;
 use crate::server::TlsSettings;
+use crate::units::Size;
 use crate::upstream::client_address::{self, TrustedProxies};
 use crate::upstream::{self, Upstream};
 use crate::{access, audit, log};
 use layers::Layers;
+
+/// With less the protocol layer cannot read.
+const SMALLEST_HEAD: Size = Size(8 << 10);
 
 /// The keys that stand in no section.
 #[derive(Clone, Debug, Deserialize)]
@@ -250,6 +254,12 @@ impl Config {
     fn check(&self, layers: &mut Layers) {
         for limit in self.limits.zeros() {
             layers.wrong(&format!("limits.{limit}"), "is zero; a limit cannot be switched off");
+        }
+        if self.limits.header_bytes < SMALLEST_HEAD {
+            layers.wrong(
+                "limits.header_bytes",
+                format!("is less than {SMALLEST_HEAD}, too little to read any head"),
+            );
         }
         if !log::LEVELS.contains(&self.log_level.as_str()) {
             layers.wrong(

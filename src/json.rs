@@ -12,8 +12,19 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// How deep values may nest; deep enough for every body and answer of the guarded API.
-pub const MAX_DEPTH: usize = 32;
+/// How large a document's structure may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// How deep values may nest.
+    pub depth: usize,
+    /// Items of one array, and members of one object.
+    pub items: usize,
+}
+
+impl Bounds {
+    /// Enough for every body and answer of the guarded API.
+    pub const DEFAULT: Self = Self { depth: 32, items: 4096 };
+}
 
 /// Keys that some JavaScript readers treat as more than data.
 const FORBIDDEN_KEYS: [&str; 3] = ["__proto__", "constructor", "prototype"];
@@ -46,7 +57,12 @@ pub struct Document(Map<String, Value>);
 impl Document {
     /// Reads exactly one object.
     pub fn read(bytes: &[u8]) -> Result<Self, Fault> {
-        match value(bytes)? {
+        Self::read_within(bytes, Bounds::DEFAULT)
+    }
+
+    /// The same within bounds of one's own.
+    pub fn read_within(bytes: &[u8], bounds: Bounds) -> Result<Self, Fault> {
+        match read(bytes, bounds)? {
             Value::Object(members) => Ok(Self(members)),
             other => Err(Fault::Malformed(format!("expected a JSON object, found {}", type_name(&other)))),
         }
@@ -73,7 +89,11 @@ impl Document {
 
 /// Reads exactly one strict value of any type.
 pub fn value(bytes: &[u8]) -> Result<Value, Fault> {
-    let reading = Reading { path: RefCell::new(Vec::new()), fault: Cell::new(None) };
+    read(bytes, Bounds::DEFAULT)
+}
+
+fn read(bytes: &[u8], bounds: Bounds) -> Result<Value, Fault> {
+    let reading = Reading { bounds, path: RefCell::new(Vec::new()), fault: Cell::new(None) };
     let mut source = serde_json::Deserializer::from_slice(bytes);
     let read = Strict(&reading).deserialize(&mut source).and_then(|value| source.end().map(|()| value));
     read.map_err(|error| reading.fault.take().unwrap_or_else(|| Fault::Malformed(describe(&error))))
@@ -124,6 +144,7 @@ fn describe(error: &serde_json::Error) -> String {
 
 /// Where the reader is, and the first fault it met.
 struct Reading {
+    bounds: Bounds,
     path: RefCell<Vec<String>>,
     fault: Cell<Option<Fault>>,
 }
@@ -132,6 +153,15 @@ impl Reading {
     fn stop<E: serde::de::Error>(&self, fault: Fault) -> E {
         self.fault.set(Some(fault));
         E::custom("stopped")
+    }
+
+    fn count<E: serde::de::Error>(&self, items: usize) -> Result<(), E> {
+        let at_most = self.bounds.items;
+        if items <= at_most {
+            return Ok(());
+        }
+        let what = format!("an array or object of more than {at_most} entries (`limits.json_items`)");
+        Err(self.stop(Fault::Malformed(what)))
     }
 
     fn pointer_to(&self, key: &str) -> String {
@@ -154,9 +184,10 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: serde::Deserializer<'de>>(self, source: D) -> Result<Value, D::Error> {
-        let depth = self.0.path.borrow().len();
-        if depth > MAX_DEPTH {
-            return Err(self.0.stop(Fault::Malformed(format!("nested deeper than {MAX_DEPTH} levels"))));
+        let (depth, at_most) = (self.0.path.borrow().len(), self.0.bounds.depth);
+        if depth > at_most {
+            let what = format!("nested deeper than {at_most} levels (`limits.json_depth`)");
+            return Err(self.0.stop(Fault::Malformed(what)));
         }
         source.deserialize_any(self)
     }
@@ -201,6 +232,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
         let mut list = Vec::new();
         while let Some(item) = self.0.below(list.len().to_string(), || items.next_element_seed(self))? {
             list.push(item);
+            self.0.count(list.len())?;
         }
         Ok(Value::Array(list))
     }
@@ -216,6 +248,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
             }
             let value = self.0.below(key.clone(), || entries.next_value_seed(self))?;
             members.insert(key, value);
+            self.0.count(members.len())?;
         }
         Ok(Value::Object(members))
     }
@@ -254,7 +287,8 @@ mod tests {
 
     #[test]
     fn what_readers_disagree_about_is_not_json_here() {
-        let deep = format!("{{\"a\":{}{}}}", "[".repeat(MAX_DEPTH + 1), "]".repeat(MAX_DEPTH + 1));
+        let levels = Bounds::DEFAULT.depth + 1;
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
         let texts: [&[u8]; 13] = [
             b"",
             b"[]",

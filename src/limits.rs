@@ -41,8 +41,18 @@ macro_rules! limits {
 }
 
 limits! {
+    /// header lines of a request
+    headers: usize = 128,
+    /// largest head of an HTTP/1.1 request; of an HTTP/2 one half of it
+    header_bytes: Size = Size(64 << 10),
+    /// requests at once on one HTTP/2 connection
+    streams: u32 = 128,
     /// largest body of a governed request
     body: Size = Size(64 << 10),
+    /// levels of nesting in it
+    json_depth: usize = 32,
+    /// entries of one array or object in it
+    json_items: usize = 4096,
     /// time for a governed request's body to arrive
     body_read: Span = Span::secs(10),
     /// time of the read of the state before

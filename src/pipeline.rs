@@ -238,20 +238,19 @@ impl Gateway {
                 return Err(Refusal::overloaded("limits.bodies"));
             }
         };
-        let read = body::read(
-            &parts.headers,
-            body,
-            operation.write,
-            limits.body.bytes(),
-            limits.body_read.0,
-            &self.keys,
-        );
-        let received = read.await.map_err(|Unread { refusal, seen }| {
-            if let Some((digest, length)) = seen {
-                (draft.body_digest, draft.body_length) = (Some(digest), Some(length));
-            }
-            refusal
-        })?;
+        let bounds = body::Bounds {
+            bytes: limits.body.bytes(),
+            time: limits.body_read.0,
+            json: json::Bounds { depth: limits.json_depth, items: limits.json_items },
+        };
+        let received = body::read(&parts.headers, body, operation.write, bounds, &self.keys).await.map_err(
+            |Unread { refusal, seen }| {
+                if let Some((digest, length)) = seen {
+                    (draft.body_digest, draft.body_length) = (Some(digest), Some(length));
+                }
+                refusal
+            },
+        )?;
         drop(slot);
         (draft.body_digest, draft.body_length) = (received.digest, Some(received.length));
         let edit = match &received.document {

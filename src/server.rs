@@ -45,20 +45,13 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::respond::{self, Response};
-use crate::units::Span;
+use crate::units::{Size, Span};
 
 use linger::Lingering;
 pub(crate) use requests::Requests;
 pub use socket::Socket;
 pub use tls::TlsSettings;
 
-/// Header lines of a request; more get 431.
-const MAX_HEADERS: usize = 128;
-/// About the largest head of an HTTP/1.1 request (checked between reads); more gets 431.
-const MAX_HEAD: usize = 64 * 1024;
-/// The largest head of an HTTP/2 request.
-const MAX_HEADER_LIST: u32 = 32 * 1024;
-const MAX_STREAMS: u32 = 128;
 /// An HTTP/2 client that answers no ping within [`PING_TIMEOUT`] is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,6 +68,13 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 pub struct Limits {
     /// `limits.connections`: open at once; more wait in the listener's queue.
     pub connections: usize,
+    /// `limits.headers`: header lines of a request; more get 431.
+    pub headers: usize,
+    /// `limits.header_bytes`: about the largest head of an HTTP/1.1 request (checked between reads); more gets 431. An
+    /// HTTP/2 head may have half of it.
+    pub header_bytes: Size,
+    /// `limits.streams`: requests at once on one HTTP/2 connection.
+    pub streams: u32,
     /// `limits.handshake`: the TLS handshake, or the first byte without TLS.
     pub handshake: Span,
     /// `limits.header_read`: a request's head; also the silence between requests of HTTP/1.1.
@@ -89,6 +89,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            headers: 128,
+            header_bytes: Size(64 << 10),
+            streams: 128,
             handshake: Span::secs(5),
             header_read: Span::secs(30),
             idle: Span::secs(60),
@@ -377,8 +380,8 @@ impl Connection {
                 builder
                     .timer(TokioTimer::new())
                     .header_read_timeout(header)
-                    .max_headers(MAX_HEADERS)
-                    .max_buf_size(MAX_HEAD)
+                    .max_headers(self.limits.headers)
+                    .max_buf_size(self.limits.header_bytes.bytes())
                     .half_close(false);
                 let connection = builder.serve_connection(io, service).with_upgrades();
                 let finish = http1::UpgradeableConnection::graceful_shutdown;
@@ -388,8 +391,10 @@ impl Connection {
                 let mut builder = http2::Builder::new(Tracked(self.tasks.clone()));
                 builder
                     .timer(TokioTimer::new())
-                    .max_concurrent_streams(MAX_STREAMS)
-                    .max_header_list_size(MAX_HEADER_LIST)
+                    .max_concurrent_streams(self.limits.streams)
+                    .max_header_list_size(
+                        u32::try_from(self.limits.header_bytes.bytes() / 2).unwrap_or(u32::MAX),
+                    )
                     .keep_alive_interval(PING_INTERVAL)
                     .keep_alive_timeout(PING_TIMEOUT)
                     .max_pending_accept_reset_streams(20)
