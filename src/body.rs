@@ -85,7 +85,8 @@ pub async fn drain(body: Incoming, at_most: usize, within: Duration) {
     let _ = tokio::time::timeout(within, Limited::new(body, at_most).collect()).await;
 }
 
-async fn collect(body: Incoming, at_most: usize, within: Duration) -> Result<Bytes, Refusal> {
+/// All bytes of a body.
+pub async fn collect(body: Incoming, at_most: usize, within: Duration) -> Result<Bytes, Refusal> {
     let too_large = || {
         let detail = format!("The body is larger than {at_most} bytes (`limits.body`)");
         Refusal::new(Code::BodyTooLarge, detail)
@@ -103,6 +104,11 @@ async fn collect(body: Incoming, at_most: usize, within: Duration) -> Result<Byt
             Err(Refusal::new(Code::BodyMalformed, detail))
         }
     }
+}
+
+/// A body that is one strict JSON object, and says so.
+pub fn plain(headers: &HeaderMap, bytes: &[u8]) -> Option<Document> {
+    media_type(headers).ok().and_then(|()| Document::read(bytes).ok())
 }
 
 /// Exactly one `Content-Type: application/json`, charset absent or utf-8, and no content coding.

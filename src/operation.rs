@@ -164,6 +164,8 @@ pub struct CatalogueEntry {
     pub path: String,
     /// What happens to it.
     pub class: Class,
+    /// An object whose fields a watched write has under the same names.
+    pub shares: Option<Arc<Object>>,
 }
 
 /// Every write of the guarded API that decides who may log in.

@@ -93,7 +93,7 @@ impl Passthrough {
     /// Passes one request through and its answer back.
     pub async fn stream(&self, request: Request<Incoming>, client: &Client) -> Response {
         let origin = request.headers().get(header::ORIGIN).cloned();
-        let outgoing = match self.prepare(request, client) {
+        let outgoing = match self.prepare(request.map(Body::Incoming), client) {
             Ok(outgoing) => outgoing,
             Err(response) => return *response,
         };
@@ -107,7 +107,7 @@ impl Passthrough {
     /// stands what is known of the write: the upstream's status, or why there is none.
     pub async fn carry(
         &self,
-        request: Request<Incoming>,
+        request: Request<Body>,
         client: &Client,
         intent: &WatchedIntent,
     ) -> (Response, Result<StatusCode, Failure>) {
@@ -117,7 +117,7 @@ impl Passthrough {
     /// What [`Passthrough::carry`] does; apart, so that tests need no log.
     pub(crate) async fn carried(
         &self,
-        request: Request<Incoming>,
+        request: Request<Body>,
         client: &Client,
         change: &ChangeId,
     ) -> (Response, Result<StatusCode, Failure>) {
@@ -143,11 +143,7 @@ impl Passthrough {
     }
 
     /// The request to the upstream, or the answer to one that cannot go there.
-    pub fn prepare(
-        &self,
-        mut request: Request<Incoming>,
-        client: &Client,
-    ) -> Result<Outgoing, Box<Response>> {
+    pub fn prepare(&self, mut request: Request<Body>, client: &Client) -> Result<Outgoing, Box<Response>> {
         let star = request.uri().path() == "*";
         if request.method() == Method::CONNECT || (star && request.method() != Method::OPTIONS) {
             return Err(Box::new(respond::bare(StatusCode::BAD_REQUEST)));
@@ -170,16 +166,18 @@ impl Passthrough {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         }
-        let (body, sent) = if body.is_end_stream() {
-            (Body::Empty, None)
-        } else {
-            if body.size_hint().exact().is_none() {
-                // Without this, hyper sends a GET with a body of unknown length as one without.
-                headers.remove(header::CONTENT_LENGTH);
-                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        let (body, sent) = match body {
+            body if body.is_end_stream() => (Body::Empty, None),
+            Body::Incoming(body) => {
+                if body.size_hint().exact().is_none() {
+                    // Without this, hyper sends a GET with a body of unknown length as one without.
+                    headers.remove(header::CONTENT_LENGTH);
+                    headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+                }
+                let (sending, sent) = oneshot::channel();
+                (Body::Upload(body, sending), Some(sent))
             }
-            let (sending, sent) = oneshot::channel();
-            (Body::Upload(body, sending), Some(sent))
+            body => (body, None),
         };
         let mut request = Request::new(body);
         *request.method_mut() = parts.method;
@@ -245,7 +243,7 @@ impl Passthrough {
     }
 
     /// Takes a slot for a well-formed websocket offer; everything else is no offer.
-    fn offer(&self, request: &mut Request<Incoming>) -> Result<Option<Offer>, TryAcquireError> {
+    fn offer(&self, request: &mut Request<Body>) -> Result<Option<Offer>, TryAcquireError> {
         let Some(accept) = accept_of(request.method(), request.version(), request.headers()) else {
             return Ok(None);
         };

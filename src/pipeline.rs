@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use http::header::ORIGIN;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, Version};
-use hyper::body::{Body as _, Incoming};
+use http_body::Body as _;
+use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
@@ -41,7 +42,7 @@ use crate::route::{self, Governed, Match, Watched};
 use crate::schema::{self, UnknownMembers};
 use crate::settle;
 use crate::upstream::client_address::{Client, TrustedProxies};
-use crate::upstream::{Failure, Upstream};
+use crate::upstream::{Body, Failure, Upstream};
 
 use queue::{Place, Queues};
 
@@ -164,7 +165,9 @@ impl Gateway {
         let found = route::find(bundle.catalogue(), request.method(), request.uri(), request.version());
         let (class, response) = match found {
             Ok(Match::Passthrough) => ("passthrough", self.passthrough.stream(request, &client).await),
-            Ok(Match::Watched(watched)) => ("watched", self.watched(request, &client, watched).await),
+            Ok(Match::Watched(watched)) => {
+                ("watched", self.watched(request, &client, watched, &bundle).await)
+            }
             Ok(Match::Governed(governed)) => {
                 ("governed", self.governed(request, &client, governed, bundle).await)
             }
@@ -384,9 +387,7 @@ impl Gateway {
             Ok(permit) => {
                 draft.warnings.extend_from_slice(permit.warnings());
                 draft.would = permit.would();
-                let lines: Vec<_> =
-                    draft.warnings.iter().map(|w| (w.rule.as_str(), w.message.as_str())).collect();
-                let warnings = WarningHeaders::of(&lines);
+                let warnings = WarningHeaders::of_findings(&draft.warnings);
                 Ok(Judged { permit, proposed, warnings, over })
             }
             Err(denial) => {
@@ -535,6 +536,7 @@ impl Gateway {
         request: Request<Incoming>,
         client: &Client,
         watched: Watched,
+        bundle: &Bundle,
     ) -> Response {
         let _in_flight = self.metrics.in_flight("watched");
         let origin = request.headers().get(ORIGIN).cloned();
@@ -549,12 +551,17 @@ impl Gateway {
             let detail = "Writes on this route are refused here (`ungoverned_writes = \"refuse\"`)";
             return self.refuse(draft, Refusal::new(Code::RouteNotGoverned, detail), origin.as_ref()).await;
         }
+        let body = match self.look_into(&watched, &parts, body, bundle, &mut draft).await {
+            Ok(body) => body,
+            Err(refusal) => return self.refuse(draft, refusal, origin.as_ref()).await,
+        };
         let (gateway, id) = (self.clone(), draft.id);
         let (client, origin_in_task) = (client.clone(), origin.clone());
         let carried = self.tasks.spawn(async move {
             let (id, started) = (draft.id, draft.started);
             let caller = draft.caller["id"].as_str().map(str::to_owned);
             let (operation, target) = (draft.operation.clone(), draft.target.clone());
+            let hints = draft.warnings.clone();
             let intent = match gateway.audit.declare_watched(draft.clone(), watched).await {
                 Ok(intent) => intent,
                 Err(refusal) => return gateway.refuse(draft, refusal, origin_in_task.as_ref()).await,
@@ -565,7 +572,9 @@ impl Gateway {
             let status = end.as_ref().ok().map(StatusCode::as_u16);
             let outcome = Outcome::seen(result, status, gateway.clock.now(), started.elapsed());
             let recorded = gateway.audit.finish_watched(intent, outcome).await;
+            gateway.count_decision(operation.as_deref(), "allow", None, &[], &hints);
             gateway.count_outcome(operation.as_deref().unwrap_or("none"), result);
+            WarningHeaders::of_findings(&hints).write(response.headers_mut());
             crate::log::change(&crate::log::Change {
                 change: &id,
                 operation: operation.as_deref(),
@@ -584,6 +593,29 @@ impl Gateway {
             response
         });
         carried.await.unwrap_or_else(|_| respond::failed(Some(&id), origin.as_ref()))
+    }
+
+    /// Where a watched write has fields of a governed object, the rules about them warn; the body goes on as it came.
+    async fn look_into(
+        &self,
+        watched: &Watched,
+        parts: &Parts,
+        body: Incoming,
+        bundle: &Bundle,
+        draft: &mut Draft,
+    ) -> Result<Body, Refusal> {
+        let Some(object) = watched.shares() else { return Ok(Body::Incoming(body)) };
+        let limits = &self.limits;
+        let Ok(_slot) = self.memory.bodies.try_acquire() else {
+            body::drain(body, limits.drain.bytes(), limits.body_read.0).await;
+            return Err(Refusal::overloaded("limits.bodies"));
+        };
+        let bytes = body::collect(body, limits.body.bytes(), limits.body_read.0).await?;
+        draft.warnings = match body::plain(&parts.headers, &bytes) {
+            Some(document) => policy::hints(bundle.policies(), object, &document, &self.keys),
+            None => vec![unread()],
+        };
+        Ok(Body::from_bytes(bytes))
     }
 
     fn count_outcome(&self, operation: &str, result: OutcomeResult) {
@@ -827,6 +859,19 @@ fn watched_result(end: &Result<StatusCode, Failure>) -> OutcomeResult {
 
 fn busy() -> Refusal {
     Refusal::new(Code::TargetBusy, "Another change of this identity is in flight; try again").retry_after(1)
+}
+
+fn unread() -> Finding {
+    Finding {
+        rule: "unread-body".to_owned(),
+        pointer: String::new(),
+        from: Some(crate::refusal::From::Request),
+        request_pointer: None,
+        value: serde_json::Value::Null,
+        limit: serde_json::Value::Null,
+        message: "the body is not one plain JSON object, so the rules could not look at it".to_owned(),
+        help: "send one JSON object as application/json".to_owned(),
+    }
 }
 
 fn rolled_back() -> Finding {

@@ -13,6 +13,8 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -20,7 +22,7 @@ use crate::effect::Proposed;
 use crate::id::{Digest, TargetId};
 use crate::json::{self, Document};
 use crate::keys::Keys;
-use crate::operation::{Edit, Operation, State, Write};
+use crate::operation::{Edit, Object, Operation, State, Write};
 use crate::refusal::Finding;
 use crate::schema::Schema;
 
@@ -178,6 +180,12 @@ pub fn breaches(
     keys: &Keys,
 ) -> Vec<Finding> {
     judge::breaches(policies, operation, proposed, after, keys)
+}
+
+/// What the rules say about the fields of a request that is not governed but has them under the same names and with the
+/// same meaning: only ever advice, only about what the request itself sends.
+pub fn hints(policies: &Policies, object: &Arc<Object>, document: &Document, keys: &Keys) -> Vec<Finding> {
+    judge::hints(policies, object, document, keys)
 }
 
 fn body(facts: &Facts<'_>) -> Option<Bytes> {

@@ -193,6 +193,12 @@ pub fn mark_pending(headers: &mut HeaderMap) {
 pub struct WarningHeaders(Vec<HeaderValue>);
 
 impl WarningHeaders {
+    /// From findings.
+    pub fn of_findings(findings: &[Finding]) -> Self {
+        let pairs: Vec<_> = findings.iter().map(|w| (w.rule.as_str(), w.message.as_str())).collect();
+        Self::of(&pairs)
+    }
+
     /// From pairs of rule id and text. When there are more than eight, the last says how many more.
     pub fn of(warnings: &[(&str, &str)]) -> Self {
         let shown = if warnings.len() > MAX_WARNINGS { MAX_WARNINGS - 1 } else { warnings.len() };

@@ -13,7 +13,7 @@ use percent_encoding::percent_decode;
 use uuid::Uuid;
 
 use crate::id::{TargetId, canonical_uuid};
-use crate::operation::{Catalogue, CatalogueEntry, Class, Operation, js_trim};
+use crate::operation::{Catalogue, CatalogueEntry, Class, Object, Operation, js_trim};
 use crate::refusal::{Code, Refusal};
 
 /// How often a path is percent-decoded at most.
@@ -64,12 +64,18 @@ pub struct Watched {
     name: String,
     target: Option<TargetId>,
     path: String,
+    shares: Option<Arc<Object>>,
 }
 
 impl Watched {
     /// The catalogue's name for it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The object whose fields the request has under the same names, if any.
+    pub fn shares(&self) -> Option<&Arc<Object>> {
+        self.shares.as_ref()
     }
 
     /// The identity, where the route names one.
@@ -110,6 +116,7 @@ pub fn find(catalogue: &Catalogue, method: &Method, uri: &Uri, version: Version)
             name: entry.name.clone(),
             target: target(WATCHED_TARGET, entry, uri.path()),
             path: uri.path().to_owned(),
+            shares: entry.shares.clone(),
         })),
         Class::Governed(_) if uri.query().is_some() => Err(not_canonical(entry, &shadow)),
         Class::Governed(operation) => {

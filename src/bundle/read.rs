@@ -55,6 +55,7 @@ struct WriteSpec {
     method: String,
     path: String,
     class: ClassName,
+    shares: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -222,7 +223,15 @@ fn catalogue(
                 continue;
             }
         };
-        catalogue.0.push(CatalogueEntry { name: spec.name, method, path: spec.path, class });
+        let shares = spec.shares.as_ref().and_then(|name| {
+            operations.values().map(|operation| &operation.object).find(|object| object.name == *name)
+        });
+        if spec.shares.is_some() && (shares.is_none() || spec.class != ClassName::Watched) {
+            wrong("shares", "must be an object's name, on a watched write");
+            continue;
+        }
+        let shares = shares.cloned();
+        catalogue.0.push(CatalogueEntry { name: spec.name, method, path: spec.path, class, shares });
     }
     for name in operations.keys() {
         if !catalogue.0.iter().any(|entry| entry.name == *name) {

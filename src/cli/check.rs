@@ -12,9 +12,11 @@ use crate::app::Failure;
 use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::policy;
+use crate::operation::{CatalogueEntry, Class};
+use crate::pipeline::UngovernedWrites;
 use crate::store::{self, Reader};
 use crate::upstream::Upstream;
+use crate::{policy, view};
 
 /// How long the upstream may take to say that it is there.
 const PROBE: Duration = Duration::from_secs(10);
@@ -25,10 +27,13 @@ pub(super) struct Args {
     /// Also connect to the upstream and to the store; sends no credentials
     #[arg(long)]
     online: bool,
+    /// Print every write of the guarded API that is known, and what happens to it
+    #[arg(long)]
+    coverage: bool,
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
-    let wrong = policies(config);
+    let (bundle, wrong) = policies(config);
     let away = if args.online { outside(config).await } else { Vec::new() };
     for line in wrong.iter().chain(&away) {
         out::complain(&format!("error: {line}"));
@@ -39,22 +44,60 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     if !away.is_empty() {
         return Ok(UNABLE);
     }
+    if let Some(bundle) = bundle.filter(|_| args.coverage) {
+        return out::print(&coverage(&bundle, config.ungoverned_writes)).map(|()| 0);
+    }
     let file = config.file.as_ref().map_or("no file".to_owned(), |path| path.display().to_string());
     let online = if args.online { ", upstream and store" } else { "" };
     out::print(&format!("ok: configuration ({file}), policies{online}\n")).map(|()| 0)
 }
 
-fn policies(config: &Config) -> Vec<String> {
+/// The catalogue as a table, and what is in none of its rows.
+fn coverage(bundle: &Bundle, ungoverned: UngovernedWrites) -> String {
+    let happens = |entry: &CatalogueEntry| match (&entry.class, &entry.shares, ungoverned) {
+        (Class::Governed(_), ..) => "judged, recorded with the state before and after",
+        (Class::Watched, _, UngovernedWrites::Refuse) => "refused, recorded",
+        (Class::Watched, Some(_), _) => "recorded without states; rules warn about the fields it shares",
+        (Class::Watched, None, _) => "recorded without states: who, what, how it ended",
+        (Class::Open, ..) => "passes, not recorded",
+    };
+    let class = |entry: &CatalogueEntry| match entry.class {
+        Class::Governed(_) => "governed",
+        Class::Watched => "watched",
+        Class::Open => "open",
+    };
+    let rows: Vec<_> = bundle
+        .catalogue()
+        .0
+        .iter()
+        .map(|entry| {
+            [
+                class(entry).to_owned(),
+                entry.method.to_string(),
+                happens(entry).to_owned(),
+                happens(entry).to_owned(),
+            ]
+        })
+        .collect();
+    let count = |name: &str| rows.iter().filter(|row| row[0] == name).count();
+    let sum = format!(
+        "\n{} governed, {} watched, {} open. Every other write, and every read, passes and is not recorded.\n",
+        count("governed"),
+        count("watched"),
+        count("open")
+    );
+    view::table(["CLASS", "METHOD", "WHAT HAPPENS", "PATH"], &rows) + &sum
+}
+
+/// The bundle when it loads, and everything wrong with it.
+fn policies(config: &Config) -> (Option<Bundle>, Vec<String>) {
     let settings = policy::Settings { ip_allow_listing: config.upstream.ip_allow_listing, mode: config.mode };
     match Bundle::load(config.policies_dir.as_deref(), &config.rules, settings) {
-        Ok(bundle) => bundle.run_cases(),
-        Err(errors) => errors
-            .into_iter()
-            .map(|error| match error.key.as_str() {
-                "" => format!("{}: {}", error.file, error.message),
-                key => format!("{}: {key}: {}", error.file, error.message),
-            })
-            .collect(),
+        Ok(bundle) => {
+            let failed = bundle.run_cases();
+            (Some(bundle), failed)
+        }
+        Err(errors) => (None, errors.iter().map(ToString::to_string).collect()),
     }
 }
 

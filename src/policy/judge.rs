@@ -4,12 +4,16 @@
 //! stored before is forgiven as far as its rule says and never when it gets worse; what cannot be judged is violated.
 //! Nothing here looks at a clock, at chance or at the world.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::rules::{Existing, Level, Remedy, Rule, Sight, Violation};
 use super::{Facts, Policies};
+use crate::json::{self, Document};
 use crate::keys::Keys;
-use crate::operation::{Operation, State, Write};
+use crate::operation::{Misfit, Object, Operation, Side, State, Write};
 use crate::refusal::{Finding, From};
 
 /// A violation and what may cure it.
@@ -78,9 +82,19 @@ fn judge_rule(
 
 /// A state judged by itself: with nothing before it and no request.
 fn alone<'a>(policies: &Policies, operation: &'a Operation, state: &'a State, keys: &'a Keys) -> Sight<'a> {
+    by_itself(policies, operation.write, &operation.object, state, keys)
+}
+
+fn by_itself<'a>(
+    policies: &Policies,
+    write: Write,
+    object: &'a Object,
+    state: &'a State,
+    keys: &'a Keys,
+) -> Sight<'a> {
     Sight {
-        write: operation.write,
-        object: &operation.object,
+        write,
+        object,
         state,
         before: None,
         edit: None,
@@ -186,4 +200,50 @@ pub(super) fn breaches(
         );
     }
     found
+}
+
+/// What the rules say about the fields that a foreign request sends; a field it does not send is nobody's business here.
+pub(super) fn hints(
+    policies: &Policies,
+    object: &Arc<Object>,
+    document: &Document,
+    keys: &Keys,
+) -> Vec<Finding> {
+    let (mut fields, mut hints) = (BTreeMap::new(), Vec::new());
+    for (name, value) in document.members() {
+        let Some(spec) = object.fields.get(name) else { continue };
+        match spec.kind.read(Side::Request, value, &spec.choices) {
+            Ok(field) => drop(fields.insert(name.clone(), field)),
+            Err(misfit) => hints.push(unreadable(name, &misfit)),
+        }
+    }
+    let state = State::new(object.clone(), fields);
+    let sight = by_itself(policies, Write::Overlay, object, &state, keys);
+    let is_sent = |violation: &Violation| {
+        state.get(&violation.field).is_some()
+            && violation.concerns.iter().all(|field| state.get(field).is_some())
+    };
+    for rule in policies.rules().iter().filter(|rule| rule.level() != Level::Off) {
+        for violation in rule.check(&sight).into_iter().filter(is_sent) {
+            let request_pointer = Some(violation.request_pointer());
+            let finding = broken(rule, &sight, violation).finding;
+            hints.push(Finding { from: Some(From::Request), request_pointer, ..finding });
+        }
+    }
+    hints
+}
+
+/// The upstream may read it in its own way, so that nobody here knows what it will be.
+fn unreadable(field: &str, misfit: &Misfit) -> Finding {
+    let pointer = json::pointer(&[field]) + &misfit.below;
+    Finding {
+        rule: "unreadable-field".to_owned(),
+        request_pointer: Some(pointer.clone()),
+        pointer,
+        from: Some(From::Request),
+        value: Value::Null,
+        limit: Value::Null,
+        message: format!("{field} is not written plainly, so it cannot be judged"),
+        help: format!("`{field}` {}", misfit.message),
+    }
 }

@@ -21,6 +21,7 @@ fn catalogue() -> Catalogue {
         method,
         path: path.into(),
         class,
+        shares: None,
     };
     let governed = Class::Governed(Arc::new(operation));
     Catalogue(vec![

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::passthrough::{self, Passthrough};
 use crate::upstream::client_address::{Client, TrustedProxies};
-use crate::upstream::{Settings, Upstream};
+use crate::upstream::{Body, Settings, Upstream};
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -108,7 +108,8 @@ async fn watching(upstream: SocketAddr) -> Port {
             let through = through.clone();
             let change = "019a0000-0000-7000-8000-000000000001".parse().unwrap();
             Box::pin(async move {
-                let (mut response, known) = through.carried(request, &client, &change).await;
+                let (mut response, known) =
+                    through.carried(request.map(Body::Incoming), &client, &change).await;
                 let known = match known {
                     Ok(status) => status.as_str().to_owned(),
                     Err(failure) => format!("{failure:?}").split('(').next().unwrap().to_owned(),

@@ -155,6 +155,23 @@ fn answering(status: &str, body: &str, tls: Option<TlsSettings>) -> SocketAddr {
 }
 
 #[test]
+fn check_prints_what_happens_to_every_known_write() {
+    let config = "ungoverned_writes = \"forward\"\n[upstream]\nurl = \"http://a\"";
+    let said = run(config, &["check", "--coverage"], &[]);
+    let rows = include_str!("../../policies/catalogue.toml").matches("[[write]]").count();
+    assert_eq!((said.code, said.out.lines().count()), (Some(0), rows + 3), "{}", said.out);
+    assert!(
+        said.out.contains("governed  PATCH   judged, recorded with the state before and after"),
+        "{}",
+        said.out
+    );
+    assert!(said.out.trim_end().ends_with("passes and is not recorded."));
+    let config = config.replace("forward", "refuse");
+    let said = run(&config, &["check", "--coverage"], &[]);
+    assert!(said.out.contains("watched   DELETE  refused, recorded"), "{}", said.out);
+}
+
+#[test]
 fn health_tells_passing_from_degraded_from_stopping() {
     for (status, body, code, said) in [
         ("200 OK", r#"{"status":"ready"}"#, 0, "ready"),

@@ -21,13 +21,13 @@ use crate::support::{IDENTITY, good_attach, good_patch, jwt_auth_path, machine_t
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Another program's exclusive transaction on a store, until it is dropped.
-struct Lock {
+pub(crate) struct Lock {
     release: Option<mpsc::Sender<()>>,
     holder: Option<JoinHandle<()>>,
 }
 
 impl Lock {
-    fn take(store: &Path) -> Self {
+    pub(crate) fn take(store: &Path) -> Self {
         let (taken, is_taken) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
         let store = store.to_owned();
@@ -72,7 +72,7 @@ async fn attached(config: &str) -> (Upstream, Gateway) {
     (upstream, gateway)
 }
 
-fn store_of(gateway: &Gateway) -> PathBuf {
+pub(crate) fn store_of(gateway: &Gateway) -> PathBuf {
     gateway.data().join("patchwarden.db")
 }
 
