@@ -4,6 +4,7 @@
 
 mod change;
 mod cli;
+mod corpus;
 mod coverage;
 mod deploy;
 mod doors;

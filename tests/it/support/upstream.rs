@@ -731,6 +731,10 @@ fn read_head(raw_head: Vec<u8>) -> Option<Seen> {
     let mut lines = text.trim_end().split("\r\n");
     let mut start = lines.next()?.split(' ');
     let (method, target) = (start.next()?.to_owned(), start.next()?.to_owned());
+    let is_target = target.starts_with(['/', '*']) || target.contains("://") || method == "CONNECT";
+    if !is_target || !target.is_ascii() || !start.next()?.starts_with("HTTP/") || start.next().is_some() {
+        return None;
+    }
     let field = |line: &str| {
         let (name, value) = line.split_once(':')?;
         (!name.ends_with([' ', '\t']) && !name.starts_with([' ', '\t']))
