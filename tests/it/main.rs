@@ -7,6 +7,7 @@ mod cli;
 mod coverage;
 mod deploy;
 mod doors;
+mod laws;
 mod lost;
 mod outage;
 mod passthrough;
