@@ -1,9 +1,10 @@
 //! Step 1: which requests are governed or watched.
 //!
-//! In come the request line and the catalogue, out comes a [`Match`]. For every method that can write, the *shadow* of
-//! the path (decoded, flattened, cut: at least as lenient as any server behind) is compared with the governed and
-//! watched routes. A request whose shadow matches must have that route's one canonical spelling: origin form, exact
-//! method, lower-case hyphenated UUIDs; any other spelling is refused. Everything else passes.
+//! In come the request line and the catalogue, out comes a [`Match`]. For every method that can write, the *shadows* of
+//! the path (decoded and cut; flattened as a lenient server does, and left in its segments as a literal one does) are
+//! compared with the governed and watched routes. A request with a shadow that matches must have that route's one
+//! canonical spelling: origin form, exact method, lower-case hyphenated UUIDs; any other spelling is refused. Everything
+//! else passes.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -96,20 +97,16 @@ pub fn find(catalogue: &Catalogue, method: &Method, uri: &Uri, version: Version)
     }
     // From HTTP/2 on the authority comes in a field of its own; before, it makes the absolute form.
     let is_absolute = version < Version::HTTP_2 && uri.authority().is_some();
-    let shadow = shadow(uri.path().as_bytes());
-    let hit = |entry: &&CatalogueEntry| {
-        !matches!(entry.class, Class::Open)
-            && entry.method.as_str().eq_ignore_ascii_case(method.as_str())
-            && matches_shadow(&entry.path, &shadow)
-    };
-    let mut hits = catalogue.0.iter().filter(hit).peekable();
-    let Some(first) = hits.peek().copied() else {
+    let shadows = shadows(uri.path().as_bytes());
+    let mut hits = hits(catalogue, method, &shadows).peekable();
+    let Some(&first) = hits.peek() else {
         return if is_absolute { hidden_in_query(catalogue, method, uri) } else { Ok(Match::Passthrough) };
     };
-    let canonical = hits.find(|entry| is_canonical(&entry.path, uri.path()));
-    let Some(entry) = canonical.filter(|entry| entry.method == *method && !is_absolute) else {
-        return Err(not_canonical(canonical.unwrap_or(first), &shadow));
-    };
+    let canonical = hits.find(|(entry, _)| is_canonical(&entry.path, uri.path()));
+    let (entry, shadow) = canonical.unwrap_or(first);
+    if canonical.is_none() || entry.method != *method || is_absolute {
+        return Err(not_canonical(entry, shadow));
+    }
     match &entry.class {
         Class::Open => Ok(Match::Passthrough),
         Class::Watched => Ok(Match::Watched(Watched {
@@ -118,10 +115,10 @@ pub fn find(catalogue: &Catalogue, method: &Method, uri: &Uri, version: Version)
             path: uri.path().to_owned(),
             shares: entry.shares.clone(),
         })),
-        Class::Governed(_) if uri.query().is_some() => Err(not_canonical(entry, &shadow)),
+        Class::Governed(_) if uri.query().is_some() => Err(not_canonical(entry, shadow)),
         Class::Governed(operation) => {
             let target = target(&operation.object.target, entry, uri.path());
-            let target = target.ok_or_else(|| not_canonical(entry, &shadow))?;
+            let target = target.ok_or_else(|| not_canonical(entry, shadow))?;
             let (operation, path) = (operation.clone(), uri.path().to_owned());
             Ok(Match::Governed(Governed { operation, target, path }))
         }
@@ -132,27 +129,46 @@ pub fn find(catalogue: &Catalogue, method: &Method, uri: &Uri, version: Version)
 fn hidden_in_query(catalogue: &Catalogue, method: &Method, uri: &Uri) -> Result<Match, Refusal> {
     let query = uri.query().unwrap_or("");
     let Some(at) = query.find('/') else { return Ok(Match::Passthrough) };
-    let shadow = shadow(&query.as_bytes()[at..]);
-    let hit = catalogue.0.iter().find(|entry| {
-        !matches!(entry.class, Class::Open)
-            && entry.method.as_str().eq_ignore_ascii_case(method.as_str())
-            && matches_shadow(&entry.path, &shadow)
-    });
-    hit.map_or(Ok(Match::Passthrough), |entry| Err(not_canonical(entry, &shadow)))
+    let shadows = shadows(&query.as_bytes()[at..]);
+    let hit = hits(catalogue, method, &shadows).next();
+    hit.map_or(Ok(Match::Passthrough), |(entry, shadow)| Err(not_canonical(entry, shadow)))
 }
 
-/// The segments of the path as the most lenient reader could see them. Letters keep their case: comparing ignores it.
-fn shadow(path: &[u8]) -> Vec<Vec<u8>> {
-    let mut decoded = Cow::Borrowed(path);
-    for _ in 0..MAX_DECODINGS {
-        let next: Vec<u8> = percent_decode(&decoded).collect();
-        if *next == *decoded {
-            break;
-        }
-        decoded = Cow::Owned(next);
-    }
+/// The governed and watched writes that a server may take this path for, each with the shadow that shows it.
+fn hits<'a>(
+    catalogue: &'a Catalogue,
+    method: &Method,
+    shadows: &'a [Shadow; 3],
+) -> impl Iterator<Item = (&'a CatalogueEntry, &'a Shadow)> {
+    let is_near = move |entry: &&CatalogueEntry| {
+        !matches!(entry.class, Class::Open) && entry.method.as_str().eq_ignore_ascii_case(method.as_str())
+    };
+    catalogue.0.iter().filter(is_near).filter_map(move |entry| {
+        let shadow = shadows.iter().find(|shadow| matches_shadow(&entry.path, shadow))?;
+        Some((entry, shadow))
+    })
+}
+
+/// The segments of a path as some server could see them. Letters keep their case: comparing ignores it.
+type Shadow = Vec<Vec<u8>>;
+
+/// A lenient server flattens what it has decoded. A literal one decodes within the segments, so that `.`, nothing or
+/// `a%2Fb` is a segment like any other; it may cut at `;` before.
+fn shadows(path: &[u8]) -> [Shadow; 3] {
+    let cut = path.split(|byte| *byte == b';').next().unwrap_or(path);
+    [flattened(path), literal(path), literal(cut)]
+}
+
+fn literal(path: &[u8]) -> Shadow {
+    let path = path.strip_prefix(b"/").unwrap_or(path);
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    path.split(|byte| *byte == b'/').map(|segment| decoded(segment).into_owned()).collect()
+}
+
+fn flattened(path: &[u8]) -> Shadow {
+    let decoded = decoded(path);
     let end = decoded.iter().position(|byte| matches!(byte, b';' | b'?' | b'#')).unwrap_or(decoded.len());
-    let mut segments: Vec<Vec<u8>> = Vec::new();
+    let mut segments: Shadow = Vec::new();
     for segment in decoded[..end].split(|byte| matches!(byte, b'/' | b'\\')) {
         match segment {
             b"" | b"." => {}
@@ -161,6 +177,18 @@ fn shadow(path: &[u8]) -> Vec<Vec<u8>> {
         }
     }
     segments
+}
+
+fn decoded(path: &[u8]) -> Cow<'_, [u8]> {
+    let mut decoded = Cow::Borrowed(path);
+    for _ in 0..MAX_DECODINGS {
+        let next: Vec<u8> = percent_decode(&decoded).collect();
+        if *next == *decoded {
+            break;
+        }
+        decoded = Cow::Owned(next);
+    }
+    decoded
 }
 
 enum Part<'a> {

@@ -33,6 +33,12 @@ fn catalogue() -> Catalogue {
             "/api/v1/auth/universal-auth/identities/{identityId}/client-secrets/{clientSecretId:word}/revoke",
             Class::Watched,
         ),
+        entry(
+            "project-identity.delete",
+            Method::DELETE,
+            "/api/v1/projects/{projectId:word}/identities/{identityId}",
+            Class::Watched,
+        ),
         entry("identity.create", Method::POST, "/api/v1/identities", Class::Watched),
         entry("login", Method::POST, "/api/v1/auth/jwt-auth/login", Class::Open),
     ])
@@ -136,6 +142,17 @@ fn a_watched_route_is_canonical_up_to_its_query() {
         ("POST", secret.replace("Ab_9", "Ab%5F9"), "refused"),
     ] {
         check(method, &target, expected);
+    }
+}
+
+/// A router that does not flatten takes each of these for a project.
+#[test]
+fn a_parameter_that_flattening_would_lose_is_refused() {
+    check("DELETE", &format!("/api/v1/projects/p1/identities/{ID}"), "watched");
+    for project in ["", ".", "%2E", "..", "%2F", "a%2Fb", "a%252Fb", "%5C", "a%3Bb", "a;b", "%3F", "%23"] {
+        for tail in ["", "/", ";x", "?x"] {
+            check("DELETE", &format!("/api/v1/projects/{project}/identities/{ID}{tail}"), "refused");
+        }
     }
 }
 

@@ -358,7 +358,17 @@ fn is_tests(path: &str) -> bool {
 
 /// `mod name;` at the start of a line, public or not.
 fn declared_modules(code: &str) -> impl Iterator<Item = (usize, &str)> {
-    numbered(code).filter_map(|(line, text)| Some((line, after_mod(text)?.strip_suffix(';')?)))
+    // A module with a path of its own lies elsewhere; it is compiled, or nothing is.
+    let mut attributes = String::new();
+    numbered(code).filter_map(move |(line, text)| {
+        if text.trim_start().starts_with("#[") {
+            attributes += text;
+            return None;
+        }
+        let is_elsewhere = std::mem::take(&mut attributes).contains("#[path");
+        let name = after_mod(text)?.strip_suffix(';')?;
+        (!is_elsewhere).then_some((line, name))
+    })
 }
 
 /// What follows `mod ` in a line that declares a module.
@@ -541,7 +551,7 @@ fn uses_of_the_crate_are_found_in_groups_and_paths() {
 
 #[test]
 fn declarations_of_modules_are_read() {
-    let code = "pub mod a;\nmod b;\npub(crate) mod c;\nmod d {\n    mod e;\n}\nlet mode = 1;";
+    let code = "#[path =  ]\n#[x]\nmod y;\n#[x]\npub mod a;\nmod b;\npub(crate) mod c;\nmod d {\n    mod e;\n}\nlet mode = 1;";
     let names: Vec<&str> = declared_modules(code).map(|(_, name)| name).collect();
     assert_eq!(names, ["a", "b", "c", "e"]);
 }
