@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderName, ORIGIN, PROXY_AUTHORIZATION};
+use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderName, ORIGIN, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
 use http::{Request, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -143,7 +143,7 @@ pub fn gateway(handler: Handler, requests: usize, metrics: Arc<Metrics>) -> Gate
         let limited = limited.clone();
         let metrics = Arc::clone(&metrics);
         async move {
-            if !names_one_host(&request) {
+            if !names_one_host(&request) || !is_plainly_framed(&request) {
                 metrics.protocol_errors.inc();
                 return Ok(respond::bare(StatusCode::BAD_REQUEST).map(boxed));
             }
@@ -167,6 +167,16 @@ fn panicked(_panic: Box<dyn Any + Send>) -> Response {
 
 fn boxed(body: crate::upstream::Body) -> UnsyncBoxBody<Bytes, BoxError> {
     UnsyncBoxBody::new(body.map_err(BoxError::from))
+}
+
+/// The only transfer coding anybody here speaks, said once: under another one a body has two readings.
+fn is_plainly_framed(request: &Request<Incoming>) -> bool {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// RFC 9112 section 3.2: a 1.1 request has exactly one `Host`.

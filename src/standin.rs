@@ -224,7 +224,8 @@ impl Estate {
     /// Whoever the `Authorization` header names. Its first seven characters are cut unread.
     fn caller(&self, request: &StandInRequest) -> Result<Caller, Refused> {
         let token: String = request.header("authorization").unwrap_or_default().chars().skip(7).collect();
-        if token.is_empty() {
+        // A token that begins with a blank is none its verifier reads.
+        if token.is_empty() || token.starts_with(' ') {
             return Err(refused(401, "UnauthorizedError", "Token missing"));
         }
         if token.starts_with("st.") {

@@ -5,6 +5,7 @@
 //! judged by what the upstreams received and hold, and by the record, never by the answer alone.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -43,11 +44,14 @@ struct Attempt {
     patch: Option<String>,
     /// Everything, instead of the above.
     raw: Option<String>,
-    /// A refusal's code; `bare`: the protocol layer answers or closes; `allowed`; `passes`: forwarded, no effect.
+    /// A refusal's code; `bare`: the protocol layer answers or closes; `allowed`; `rejected` by the upstream; `passes`: forwarded, no effect.
     expect: Option<String>,
     /// What the upstream does with it alone: `changes` or `unchanged`.
     alone: Option<String>,
 }
+
+/// For an answer; the gateway here waits for a second.
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 const OPEN: &str = r#""accessTokenTrustedIps":[{"ipAddress":"0.0.0.0/0"}]"#;
 
@@ -158,10 +162,13 @@ impl Stage {
         let mut connection = Connection::open(address).await;
         // A peer may answer and close before it has read everything.
         let _ = connection.send(attempt.bytes(id, &crate::support::machine_token())).await;
-        let answer = connection.read_answer().await.ok();
-        // Whatever follows on the same connection.
-        let _ = connection.finish_sending().await;
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(3), connection.read_to_close()).await;
+        let answer = tokio::time::timeout(PATIENCE, connection.read_answer()).await;
+        let answer = answer.ok().and_then(Result::ok);
+        // Whatever follows on the same connection; one that says when it ends is not cut short.
+        if !attempt.raw.as_ref().is_some_and(|raw| raw.contains("Connection: close")) {
+            let _ = connection.finish_sending().await;
+        }
+        let _ = tokio::time::timeout(PATIENCE, connection.read_to_close()).await;
         let changed = self.upstream.state(id) != before;
         let recorded = match &self.gateway {
             Some(gateway) if changed => {
@@ -203,6 +210,8 @@ fn offence(expect: &str, effect: &Effect, id: &str) -> Option<String> {
             };
             *status == Some(200) && writes.len() == 1 && writes.iter().all(canonical)
         }
+        // The upstream's own rules say no.
+        "rejected" => !changed && code.is_none() && *status == Some(400) && writes.len() == 1,
         "passes" => !changed && code.is_none() && status.is_some(),
         "bare" => {
             !changed && writes.is_empty() && code.is_none() && status.is_none_or(|status| status >= 400)
@@ -258,4 +267,4 @@ macro_rules! families {
     };
 }
 
-families! { paths }
+families! { paths methods media framing bodies ranges lifetimes bounds }

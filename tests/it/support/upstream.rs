@@ -743,6 +743,13 @@ fn read_head(raw_head: Vec<u8>) -> Option<Seen> {
     let headers = lines.map(field).collect::<Option<Vec<_>>>()?;
     let at = Instant::now();
     let seen = Seen { method, target, headers, body: Vec::new(), body_length: 0, at, raw_head };
+    let is_plain = |value: &String| !value.contains(['\r', '\n', '\0']);
+    if !seen.headers.iter().all(|(_, value)| is_plain(value)) {
+        return None;
+    }
+    if seen.all("host").is_empty() && !seen.is_http10() {
+        return None;
+    }
     let framings = seen.all("content-length").len() + seen.all("transfer-encoding").len();
     (framings <= 1).then_some(seen)
 }
