@@ -13,6 +13,7 @@ mod limits;
 mod lost;
 mod outage;
 mod passthrough;
+mod races;
 mod refusals;
 mod secrets;
 mod support;
