@@ -124,13 +124,6 @@ async fn assert_serves(gateway: &Gateway) {
     assert_eq!(gateway.get("/api/status").await.status, 200);
 }
 
-/// Resident memory in KiB.
-fn memory(gateway: &Gateway) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[tokio::test]
 async fn tricks_with_pseudo_headers_and_lengths_change_nothing() {
     let (upstream, gateway) = attached().await;
@@ -225,7 +218,7 @@ fn status(gateway: &Gateway) -> Vec<u8> {
 async fn rapid_resets_end_the_connection_and_cost_nobody_else() {
     let (_upstream, gateway) = attached().await;
     assert_serves(&gateway).await;
-    let before = memory(&gateway);
+    let before = gateway.memory();
     for _ in 0..10 {
         let mut peer = Peer::open(&gateway, &[]).await;
         let request = status(&gateway);
@@ -240,7 +233,7 @@ async fn rapid_resets_end_the_connection_and_cost_nobody_else() {
         assert!(peer.is_ended().await, "5 000 resets are too many");
     }
     assert_serves(&gateway).await;
-    let grown = memory(&gateway).saturating_sub(before);
+    let grown = gateway.memory().saturating_sub(before);
     assert!(grown < 32 * 1024, "{grown} KiB more");
 }
 
@@ -249,7 +242,7 @@ async fn a_flood_of_continuations_is_cut() {
     let (upstream, gateway) = attached().await;
     assert_serves(&gateway).await;
     upstream.clear();
-    let before = memory(&gateway);
+    let before = gateway.memory();
     for content in [fields(&[("x-more", &"y".repeat(1000))]), Vec::new()] {
         let mut peer = Peer::open(&gateway, &[]).await;
         let _ = peer.send(&frame(HEADERS, END_STREAM, 1, &status(&gateway))).await;
@@ -261,7 +254,7 @@ async fn a_flood_of_continuations_is_cut() {
     }
     assert!(upstream.seen().is_empty());
     assert_serves(&gateway).await;
-    let grown = memory(&gateway).saturating_sub(before);
+    let grown = gateway.memory().saturating_sub(before);
     assert!(grown < 32 * 1024, "{grown} KiB more");
 }
 
@@ -290,7 +283,7 @@ async fn a_header_list_over_the_limit_reaches_nobody() {
 async fn a_peer_that_takes_nothing_holds_only_what_is_his() {
     let (_upstream, gateway) = attached().await;
     assert_serves(&gateway).await;
-    let before = memory(&gateway);
+    let before = gateway.memory();
     // SETTINGS_INITIAL_WINDOW_SIZE = 0: no byte of an answer's body may be sent.
     let no_window = [0, 4, 0, 0, 0, 0];
     let mut stalled = Vec::new();
@@ -310,6 +303,6 @@ async fn a_peer_that_takes_nothing_holds_only_what_is_his() {
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_serves(&gateway).await;
-    let grown = memory(&gateway).saturating_sub(before);
+    let grown = gateway.memory().saturating_sub(before);
     assert!(grown < 64 * 1024, "{grown} KiB more for 8 GB that nobody takes");
 }

@@ -8,6 +8,7 @@ mod corpus;
 mod coverage;
 mod deploy;
 mod doors;
+mod floods;
 mod http2;
 mod laws;
 mod limits;
