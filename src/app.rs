@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::passthrough::{self, Passthrough};
 use crate::pipeline::{Gateway, Memory};
 use crate::policy::{self, Mode};
-use crate::server::{self, Door, Server, Socket};
+use crate::server::{self, Door, Server, Socket, Tls};
 use crate::store;
 use crate::upstream::Upstream;
 use crate::upstream::client_address::TrustedProxies;
@@ -95,8 +95,8 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let upstream = Upstream::new(&config.upstream, config.limits.connect.0, metrics.clone());
     let upstream = upstream.map_err(Failure::misconfigured)?;
     let trusted = TrustedProxies::new(&config.client_address).map_err(Failure::misconfigured)?;
-    let tls = config.tls.acceptor("tls").map_err(Failure::misconfigured)?;
-    let admin_tls = config.admin.tls().acceptor("admin").map_err(Failure::misconfigured)?;
+    let tls = Tls::new(&config.tls, "tls").map_err(Failure::misconfigured)?;
+    let admin_tls = Tls::new(&config.admin.tls(), "admin").map_err(Failure::misconfigured)?;
     let keys = Arc::new(open_keys(&config)?);
     let (gateway_port, gateway_address) = bind(config.listen, "listen").await?;
     let (admin_port, admin_address) = bind(config.admin_listen, "admin_listen").await?;
@@ -122,10 +122,10 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let admin_servers = TaskTracker::new();
     let limits = door_limits(&config, config.limits.connections);
     let handler: server::Handler =
-        Arc::new(move |request, peer| Box::pin(gateway.clone().handle(request, peer.address, peer.tls)));
+        Arc::new(move |request, peer| Box::pin(gateway.clone().handle(request, peer)));
     let service = server::gateway(handler, config.limits.requests, metrics.clone());
     let server = Server::new(limits, Some(metrics.clone()));
-    let (door, until) = (Door::Tcp(gateway_port, tls), stop.clone());
+    let (door, until) = (Door::Tcp(gateway_port, tls.clone()), stop.clone());
     servers.spawn(async move { server.serve(door, service, until).await });
 
     let state = api::State::new(api::Parts {
@@ -140,12 +140,14 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let admin_limits = door_limits(&config, ADMIN_CONNECTIONS);
     let server = Server::new(admin_limits, None);
     let (door, router, until) =
-        (Door::Tcp(admin_port, admin_tls), api::admin(state.clone()), stop_admin.clone());
+        (Door::Tcp(admin_port, admin_tls.clone()), api::admin(state.clone()), stop_admin.clone());
     admin_servers.spawn(async move { server.serve(door, router, until).await });
     let socket =
         serve_socket(config.data.join("admin.sock"), state, admin_limits, audit.clone(), stop_admin.clone());
     admin_servers.spawn(socket);
     servers.spawn(look_around(upstream, config.mode, stop.clone()));
+    let certificates: Vec<_> = tls.into_iter().chain(admin_tls).collect();
+    servers.spawn(renew(certificates, config.tls.reload.0, metrics.clone(), stop.clone()));
 
     readiness.enter(Phase::Ready);
     log::listening(gateway_address, admin_address);
@@ -290,6 +292,33 @@ const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "enforce",
         Mode::Observe => "observe",
+    }
+}
+
+/// Takes new certificates when their files change, looked at now and then and on SIGHUP. What is wrong stays out, and what
+/// was in use stays in use.
+async fn renew(certificates: Vec<Arc<Tls>>, every: Duration, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = hangup.recv() => {}
+            () = tokio::time::sleep(every), if !certificates.is_empty() => {}
+        }
+        for tls in &certificates {
+            let again = tls.clone();
+            match tokio::task::spawn_blocking(move || again.reload()).await {
+                Ok(Ok(true)) => {
+                    metrics.tls_reload_failed.set(0);
+                    log::tls_reloaded(tls.section());
+                }
+                Ok(Ok(false)) | Err(_) => {}
+                Ok(Err(problem)) => {
+                    metrics.tls_reload_failed.set(1);
+                    log::tls_reload_failed(&problem);
+                }
+            }
+        }
     }
 }
 

@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::UngovernedWrites;
 use crate::policy::Mode;
 use crate::schema::UnknownMembers;
-use crate::server::TlsSettings;
+use crate::server::{Tls, TlsSettings};
 use crate::units::Size;
 use crate::upstream::client_address::{self, TrustedProxies};
 use crate::upstream::{self, Upstream};
@@ -115,7 +115,7 @@ impl Admin {
         TlsSettings {
             cert_file: self.cert_file.clone(),
             key_file: self.key_file.clone(),
-            client_ca_file: None,
+            ..TlsSettings::default()
         }
     }
 }
@@ -318,10 +318,14 @@ impl Config {
             Err(error @ upstream::Error::CaFile { .. }) => {
                 wrong_at(layers, "upstream.ca_file", &error.to_string());
             }
+            Err(upstream::Error::ClientCertificate(text)) => {
+                let key = text.split([' ', ':']).next().unwrap_or("upstream.client_cert_file").to_owned();
+                wrong_at(layers, &key, &text);
+            }
             Err(error) => wrong_at(layers, "upstream.url", &error.to_string()),
         }
         for (name, settings) in [("tls", &self.tls), ("admin", &self.admin.tls())] {
-            if let Err(text) = settings.acceptor(name) {
+            if let Err(text) = Tls::new(settings, name) {
                 let key = text.split([' ', ':']).next().unwrap_or(name).to_owned();
                 wrong_at(layers, &key, &text);
             }

@@ -159,6 +159,16 @@ pub fn client_identity_dropped(address: IpAddr) {
     );
 }
 
+/// A port shows a new certificate from the next connection on.
+pub fn tls_reloaded(section: &str) {
+    tracing::info!(event = "tls_reloaded", section, "the files under {section} changed and were taken");
+}
+
+/// Changed TLS files are wrong: what was read before stays in use.
+pub fn tls_reload_failed(detail: &str) {
+    tracing::error!(event = "tls_reload_failed", detail, "changed TLS files were not taken: {detail}");
+}
+
 /// The process ends.
 pub fn stopped() {
     tracing::info!(event = "stopped", "the gateway has stopped");

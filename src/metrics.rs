@@ -91,6 +91,8 @@ pub struct Metrics {
     pub in_flight: Family<ClassLabels, Gauge>,
     pub connections: Gauge,
     pub audit_up: Gauge,
+    /// 1 while new TLS files are wrong and the old ones in use.
+    pub tls_reload_failed: Gauge,
 }
 
 /// Makes the histograms of one family.
@@ -129,6 +131,7 @@ impl Metrics {
             in_flight: Family::default(),
             connections: Gauge::default(),
             audit_up: Gauge::default(),
+            tls_reload_failed: Gauge::default(),
         };
         let m = &metrics;
         registry.register(
@@ -171,6 +174,11 @@ impl Metrics {
         registry.register("in_flight", "Requests being handled", m.in_flight.clone());
         registry.register("connections", "Open connections of the gateway's port", m.connections.clone());
         registry.register("audit_up", "1 while the log can be written", m.audit_up.clone());
+        registry.register(
+            "tls_reload_failed",
+            "1 while changed TLS files are wrong and what was read before is in use",
+            m.tls_reload_failed.clone(),
+        );
         metrics.registry = registry;
         metrics
     }

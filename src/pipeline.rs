@@ -41,7 +41,7 @@ use crate::respond::{self, Response, WarningHeaders};
 use crate::route::{self, Governed, Match, Watched};
 use crate::schema::{self, UnknownMembers};
 use crate::settle;
-use crate::upstream::client_address::{Client, TrustedProxies};
+use crate::upstream::client_address::{Client, Peer, TrustedProxies};
 use crate::upstream::{Body, Failure, Upstream};
 
 use queue::{Place, Queues};
@@ -152,14 +152,9 @@ enum Carried {
 
 impl Gateway {
     /// Answers one request.
-    pub async fn handle(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: std::net::SocketAddr,
-        tls: bool,
-    ) -> Response {
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response {
         let bundle = self.bundle.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let client = Client::of(request.headers(), request.uri(), peer, tls, &self.trusted, &self.metrics);
+        let client = Client::of(request.headers(), request.uri(), &peer, &self.trusted, &self.metrics);
         self.note_claim(&client);
         let method = request.method().clone();
         let found = route::find(bundle.catalogue(), request.method(), request.uri(), request.version());
@@ -639,6 +634,7 @@ impl Gateway {
             path: format!("{} bytes, {spelled}", target.len()),
             organization: caller::organization(&parts.headers),
             source: client.address(),
+            certificate: client.certificate().cloned(),
             user_agent: caller::user_agent(&parts.headers),
             trace_id: caller::trace_id(&parts.headers),
             caller: Caller::unknown().record(),

@@ -7,6 +7,7 @@
 //!
 //! When told to stop, a server accepts nothing more, asks each connection to finish and gives them a bounded time.
 
+mod certificate;
 mod linger;
 mod requests;
 mod socket;
@@ -17,7 +18,7 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,11 +47,12 @@ use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::respond::{self, Response};
 use crate::units::{Size, Span};
+use crate::upstream::client_address::Peer;
 
 use linger::Lingering;
 pub(crate) use requests::Requests;
 pub use socket::Socket;
-pub use tls::TlsSettings;
+pub use tls::{Tls, TlsSettings};
 
 /// An HTTP/2 client that answers no ping within [`PING_TIMEOUT`] is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -100,22 +102,6 @@ impl Default for Limits {
     }
 }
 
-/// The other end of a connection; each request carries it as an extension.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Where it comes from; `127.0.0.1:0` through a Unix socket.
-    pub address: SocketAddr,
-    /// Whether it speaks TLS to us.
-    pub tls: bool,
-    /// Whether it came through a Unix socket.
-    pub local: bool,
-}
-
-impl Peer {
-    const LOCAL: Self =
-        Self { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0), tls: false, local: true };
-}
-
 /// Handles one request of the gateway's port.
 pub type Handler =
     Arc<dyn Fn(Request<Incoming>, Peer) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
@@ -129,7 +115,7 @@ pub type Gateway =
 pub fn gateway(handler: Handler, requests: usize, metrics: Arc<Metrics>) -> Gateway {
     let secrets = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, HeaderName::from_static("x-api-key")];
     let handle = tower::service_fn(move |request: Request<Incoming>| {
-        let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::LOCAL);
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::LOCAL);
         let handled = handler(request, peer);
         async move { Ok::<_, Infallible>(handled.await) }
     });
@@ -187,7 +173,7 @@ fn names_one_host(request: &Request<Incoming>) -> bool {
 /// Where connections come from.
 pub enum Door {
     /// A port, with TLS if there is an acceptor.
-    Tcp(TcpListener, Option<TlsAcceptor>),
+    Tcp(TcpListener, Option<Arc<Tls>>),
     /// A socket file.
     Unix(Socket),
 }
@@ -250,7 +236,7 @@ impl Server {
             };
             pause = ACCEPT_PAUSE;
             let tls = match &door {
-                Door::Tcp(_, tls) => tls.clone(),
+                Door::Tcp(_, tls) => tls.as_ref().map(|tls| tls.acceptor()),
                 Door::Unix(_) => None,
             };
             let connection = Connection {
@@ -336,7 +322,7 @@ impl Connection {
         // Only slows the connection down if it fails.
         let _ = stream.set_nodelay(true);
         let within = self.limits.handshake.0;
-        let peer = Peer { address, tls: tls.is_some(), local: false };
+        let mut peer = Peer { address, tls: tls.is_some(), certificate: None, local: false };
         let Some(acceptor) = tls else {
             let Some(sniffed) = self.stop.run_until_cancelled(timeout(within, sniff(&stream))).await else {
                 return Ok(());
@@ -352,7 +338,9 @@ impl Connection {
             return Ok(());
         };
         let Ok(Ok(stream)) = shaken else { return Err(Unreadable) };
-        let version = match stream.get_ref().1.alpn_protocol() {
+        let session = stream.get_ref().1;
+        peer.certificate = session.peer_certificates().and_then(<[_]>::first).map(certificate::of);
+        let version = match session.alpn_protocol() {
             Some(b"h2") => Http::Two,
             _ => Http::One,
         };
@@ -371,7 +359,7 @@ impl Connection {
         let requests = Arc::new(Requests::default());
         let seen = Arc::clone(&requests);
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(peer.clone());
             let handled = service.clone().oneshot(request);
             let seen = seen.begin();
             async move {

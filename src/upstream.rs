@@ -30,8 +30,8 @@ use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::RootCertStore;
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 use url::Url;
@@ -60,6 +60,10 @@ pub struct Settings {
     pub url: String,
     /// PEM roots to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// The certificate and its chain that is shown to the upstream, PEM.
+    pub client_cert_file: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub client_key_file: Option<PathBuf>,
     /// Whether the organisation's plan has IP allow-listing; see the rule `open-network`.
     pub ip_allow_listing: bool,
     /// How long a write whose answer was not seen may still land.
@@ -68,7 +72,14 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { url: String::new(), ca_file: None, ip_allow_listing: true, late_write_limit: Span::secs(120) }
+        Self {
+            url: String::new(),
+            ca_file: None,
+            client_cert_file: None,
+            client_key_file: None,
+            ip_allow_listing: true,
+            late_write_limit: Span::secs(120),
+        }
     }
 }
 
@@ -86,6 +97,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The certificate for the upstream cannot be used; begins with the key that is wrong.
+    #[error("{0}")]
+    ClientCertificate(String),
     /// Nothing could ever be verified.
     #[error(
         "upstream.url is https, but the system has no root certificates{0}; install ca-certificates, set SSL_CERT_FILE, or set upstream.ca_file"
@@ -205,8 +219,14 @@ impl Upstream {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let tls = match client_certificate(settings)? {
+            None => tls.with_no_client_auth(),
+            Some((chain, key)) => tls.with_client_auth_cert(chain, key).map_err(|error| {
+                let what = "it must be the key of the first certificate in upstream.client_cert_file";
+                Error::ClientCertificate(format!("upstream.client_key_file: {error}; {what}"))
+            })?,
+        };
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -471,6 +491,35 @@ fn parts_of(url: &Url) -> Result<(Scheme, Authority, HeaderValue), Error> {
     let authority = Authority::try_from(text).map_err(|error| unusable(&error))?;
     let host = HeaderValue::try_from(text).map_err(|error| unusable(&error))?;
     Ok((scheme, authority, host))
+}
+
+/// What the upstream is shown, if anything is configured.
+fn client_certificate(
+    settings: &Settings,
+) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, Error> {
+    let bad = |key: &str, path: &Path, what: &dyn fmt::Display| {
+        Error::ClientCertificate(format!(
+            "upstream.{key} {}: {what}; name a readable PEM file",
+            path.display()
+        ))
+    };
+    let alone = |key: &str, other: &str| {
+        Err(Error::ClientCertificate(format!("upstream.{key} is set without upstream.{other}; set both")))
+    };
+    let (certificate, key) = match (&settings.client_cert_file, &settings.client_key_file) {
+        (None, None) => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate, key),
+        (Some(_), None) => return alone("client_cert_file", "client_key_file"),
+        (None, Some(_)) => return alone("client_key_file", "client_cert_file"),
+    };
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| bad("client_cert_file", certificate, &error))?;
+    if chain.is_empty() {
+        return Err(bad("client_cert_file", certificate, &"holds no certificate"));
+    }
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| bad("client_key_file", key, &error))?;
+    Ok(Some((chain, key)))
 }
 
 fn roots(ca_file: Option<&Path>, needed: bool) -> Result<RootCertStore, Error> {

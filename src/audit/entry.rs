@@ -168,7 +168,7 @@ fn attempt_payload(
             "gateway": instance,
             "mode": draft.mode,
             "received_at": draft.received_at,
-            "source": {"address": draft.source, "user_agent": draft.user_agent, "trace_id": draft.trace_id},
+            "source": source(draft),
             "caller": caller,
             "request": {"method": draft.method, "path": draft.path, "organization": draft.organization,
                 "body": body, "digest": draft.body_digest, "length": draft.body_length},
@@ -270,6 +270,16 @@ pub(super) fn settlements(
     std::iter::once(one(&settlement.of, settlement.result))
         .chain(settlement.also.iter().map(|of| one(of, others)))
         .collect()
+}
+
+/// Where a request came from. A certificate stands there only where clients must show one.
+fn source(draft: &Draft) -> Value {
+    let mut source =
+        json!({"address": draft.source, "user_agent": draft.user_agent, "trace_id": draft.trace_id});
+    if let Some(certificate) = &draft.certificate {
+        source["certificate"] = json!({"subject": certificate.subject, "sha256": certificate.sha256});
+    }
+    source
 }
 
 /// Which object's forms a payload holds.

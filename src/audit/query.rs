@@ -110,6 +110,7 @@ fn searchable(facts: &Facts<'_>, payload: &Value) -> String {
         &payload["caller"]["name"],
         &payload["source"]["user_agent"],
         &payload["source"]["address"],
+        &payload["source"]["certificate"]["subject"],
     ];
     let mut text = facts.target.unwrap_or("").to_ascii_lowercase();
     for part in parts.into_iter().filter_map(Value::as_str) {
@@ -394,7 +395,7 @@ fn change(row: &ChangeRow, attempt: &Read, outcome: Option<&Read>, settlement: O
     put("operation", json!(row.operation));
     put("target", json!(target));
     put("caller", said["caller"].clone());
-    put("source", with_members(&said["source"], &["address", "user_agent", "trace_id"]));
+    put("source", with_members(&said["source"], &["address", "user_agent", "trace_id", "certificate"]));
     put("request", with_members(&said["request"], &["method", "path", "organization", "body", "digest"]));
     for name in ["before", "proposed", "would", "drift"] {
         put(name, said[name].clone());

@@ -13,6 +13,7 @@ use crate::clock::Time;
 use crate::id::{ChangeId, Digest, EntryRef, TargetId};
 use crate::operation::{Edit, Object, Revision, State, Stored};
 use crate::refusal::{Code, Finding};
+use crate::upstream::client_address::Certificate;
 
 /// A state as seen, with its revision; absent is a state.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -50,6 +51,7 @@ pub struct Draft {
     pub path: String,
     pub organization: Option<String>,
     pub source: IpAddr,
+    pub certificate: Option<Arc<Certificate>>,
     pub user_agent: Option<String>,
     pub trace_id: Option<String>,
     pub caller: Value,

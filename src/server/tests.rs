@@ -85,8 +85,7 @@ async fn passing(upstream: SocketAddr) -> Port {
         let through = Passthrough::new(upstream, limits, tunnels, stop, Arc::clone(&metrics));
         Arc::new(move |request, peer| {
             let trusted = TrustedProxies::default();
-            let client =
-                Client::of(request.headers(), request.uri(), peer.address, peer.tls, &trusted, &metrics);
+            let client = Client::of(request.headers(), request.uri(), &peer, &trusted, &metrics);
             let through = through.clone();
             Box::pin(async move { through.stream(request, &client).await })
         })
@@ -103,8 +102,7 @@ async fn watching(upstream: SocketAddr) -> Port {
         let through = Passthrough::new(upstream, limits, tunnels, stop, Arc::clone(&metrics));
         Arc::new(move |request, peer| {
             let trusted = TrustedProxies::default();
-            let client =
-                Client::of(request.headers(), request.uri(), peer.address, peer.tls, &trusted, &metrics);
+            let client = Client::of(request.headers(), request.uri(), &peer, &trusted, &metrics);
             let through = through.clone();
             let change = "019a0000-0000-7000-8000-000000000001".parse().unwrap();
             Box::pin(async move {
@@ -518,9 +516,9 @@ async fn tls_offers_both_versions_and_a_bad_key_is_named() {
     let settings = |cert_file: &Option<PathBuf>, key_file: &Option<PathBuf>| TlsSettings {
         cert_file: cert_file.clone(),
         key_file: key_file.clone(),
-        client_ca_file: None,
+        ..TlsSettings::default()
     };
-    assert!(settings(&None, &None).acceptor("tls").unwrap().is_none());
+    assert!(Tls::new(&settings(&None, &None), "tls").unwrap().is_none());
     for (settings, key) in [
         (settings(&cert_file, &wrong), "tls.key_file"),
         (settings(&key_file, &key_file), "tls.cert_file"),
@@ -528,11 +526,11 @@ async fn tls_offers_both_versions_and_a_bad_key_is_named() {
         (settings(&None, &key_file), "tls.cert_file"),
         (settings(&cert_file, &Some(folder.path().join("absent"))), "tls.key_file"),
     ] {
-        let error = settings.acceptor("tls").err().unwrap();
+        let error = Tls::new(&settings, "tls").err().unwrap();
         assert!(error.contains(key), "{error}");
     }
 
-    let acceptor = settings(&cert_file, &key_file).acceptor("tls").unwrap();
+    let acceptor = Tls::new(&settings(&cert_file, &key_file), "tls").unwrap();
     let (listener, address) = listen().await;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let metrics = Arc::new(Metrics::new());

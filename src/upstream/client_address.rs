@@ -5,13 +5,15 @@
 //! the right-most address of `X-Forwarded-For` that is not a trusted proxy; [`Client::stamp`] removes every claim from
 //! a request and writes exactly one of each. The two headers that stand for a client certificate never cross.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Uri};
 use serde::Deserialize;
 
 use super::hop;
+use crate::id::Digest;
 use crate::metrics::Metrics;
 use crate::network::Range;
 
@@ -93,6 +95,38 @@ impl TrustedProxies {
     }
 }
 
+/// The certificate a client has shown and proved to own.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Its subject, as text: `CN=deployer, O=Example`.
+    pub subject: String,
+    /// Of its DER form.
+    pub sha256: Digest,
+}
+
+/// The other end of a connection; each request carries it as an extension.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where it comes from; `127.0.0.1:0` through a Unix socket.
+    pub address: SocketAddr,
+    /// Whether it speaks TLS to us.
+    pub tls: bool,
+    /// What it has shown, where the port asks for it.
+    pub certificate: Option<Arc<Certificate>>,
+    /// Whether it came through a Unix socket.
+    pub local: bool,
+}
+
+impl Peer {
+    /// Through a Unix socket.
+    pub const LOCAL: Self = Self {
+        address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+        tls: false,
+        certificate: None,
+        local: true,
+    };
+}
+
 /// The client of one request, and what the upstream is told about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
@@ -100,19 +134,19 @@ pub struct Client {
     https: bool,
     host: Option<HeaderValue>,
     claim_dropped: bool,
+    certificate: Option<Arc<Certificate>>,
 }
 
 impl Client {
-    /// From a request as it came: its headers and URI, the connection's other end, and whether that spoke TLS.
+    /// From a request as it came: its headers and URI, and the connection's other end.
     pub fn of(
         headers: &HeaderMap,
         uri: &Uri,
-        peer: SocketAddr,
-        tls: bool,
+        from: &Peer,
         trusted: &TrustedProxies,
         metrics: &Metrics,
     ) -> Self {
-        let peer = peer.ip().to_canonical();
+        let peer = from.address.ip().to_canonical();
         let behind_proxy = trusted.contain(peer);
         let (address, claims_left) =
             if behind_proxy { right_most_untrusted(headers, peer, trusted) } else { (peer, false) };
@@ -130,16 +164,21 @@ impl Client {
         let https = match told(FORWARDED_PROTO).map(HeaderValue::as_bytes) {
             Some(b"https") => true,
             Some(b"http") => false,
-            _ => tls,
+            _ => from.tls,
         };
         let host = told(FORWARDED_HOST).cloned().or_else(|| host_of(headers, uri));
         let host = host.filter(|host| host.len() <= MAX_HOST);
-        Self { address, https, host, claim_dropped }
+        Self { address, https, host, claim_dropped, certificate: from.certificate.clone() }
     }
 
     /// Its address; IPv4 never in the IPv6 spelling.
     pub fn address(&self) -> IpAddr {
         self.address
+    }
+
+    /// What it has shown to the port, if the port asks for it.
+    pub fn certificate(&self) -> Option<&Arc<Certificate>> {
+        self.certificate.as_ref()
     }
 
     /// Whether the request claimed an address or a certificate that is not passed on. Already counted; worth a log
@@ -232,7 +271,8 @@ mod tests {
         let trusted = TrustedProxies::new(&settings).unwrap();
         let metrics = Metrics::new();
         let uri = Uri::from_static("/x");
-        let client = Client::of(&headers(lines), &uri, peer.parse().unwrap(), false, &trusted, &metrics);
+        let from = Peer { address: peer.parse().unwrap(), ..Peer::LOCAL };
+        let client = Client::of(&headers(lines), &uri, &from, &trusted, &metrics);
         assert_eq!(metrics.client_identity_dropped.get() == 1, client.claim_dropped());
         client
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use patchwarden::server::TlsSettings;
+use patchwarden::server::{Tls, TlsSettings};
 use tempfile::TempDir;
 
 use crate::support::gateway::program;
@@ -135,7 +135,7 @@ fn answering(status: &str, body: &str, tls: Option<TlsSettings>) -> SocketAddr {
         format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let acceptor = tls.map(|settings| settings.acceptor("tls").unwrap().unwrap());
+    let acceptor = tls.map(|settings| Tls::new(&settings, "tls").unwrap().unwrap().acceptor());
     std::thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
             let mut head = [0; 4096];
@@ -212,7 +212,7 @@ fn certificate(folder: &Path, name: &str) -> TlsSettings {
     let (certificate, key) = (folder.join(format!("{name}.crt")), folder.join(format!("{name}.key")));
     std::fs::write(&certificate, cert.pem()).unwrap();
     std::fs::write(&key, signing_key.serialize_pem()).unwrap();
-    TlsSettings { cert_file: Some(certificate), key_file: Some(key), client_ca_file: None }
+    TlsSettings { cert_file: Some(certificate), key_file: Some(key), ..TlsSettings::default() }
 }
 
 #[test]
