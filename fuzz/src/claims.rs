@@ -27,13 +27,14 @@ fn header(value: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(value) else { return };
     let headers = HeaderMap::from_iter([(AUTHORIZATION, value.clone()), (USER_AGENT, value.clone())]);
     let peeked = caller::peek(&headers, keys());
-    match caller::read(&headers, keys()) {
-        Ok(read) => assert_eq!(read.record(), peeked.record()),
-        Err(_) => assert_eq!(peeked.record(), Caller::unknown().record()),
+    // Where nothing depends on it, a caller is read as loosely as the upstream does.
+    if let Ok(read) = caller::read(&headers, keys()) {
+        assert_eq!(read.record(), peeked.record());
     }
     assert!(caller::user_agent(&headers).is_none_or(|text| text.chars().count() <= 128));
-    let Some((_, token)) = value.to_str().ok().and_then(|text| text.split_once(' ')) else { return };
-    keeps_quiet(&peeked, token);
+    let text = value.to_str().unwrap_or_default();
+    let Some(token) = text.get("Bearer ".len()..) else { return };
+    keeps_quiet(&peeked, token.trim());
 }
 
 /// The record has its four members, and in their values nothing of the token but what it claims.

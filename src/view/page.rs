@@ -88,6 +88,9 @@ impl Page {
         if !source.is_empty() {
             self.fact("source", &source.join(", "));
         }
+        if let Some(subject) = said(change, "/source/certificate/subject") {
+            self.fact("showed", &subject);
+        }
         if let Some(trace) = said(change, "/source/trace_id") {
             self.fact("trace", &trace);
         }

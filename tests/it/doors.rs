@@ -1,21 +1,16 @@
 //! The two ports and what guards them: TLS, probes, metrics, tokens, the history; and how they close.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::client::{Answer, raw_request, request, send};
 use crate::support::gateway::{Gateway, change_of};
-use crate::support::upstream::{Act, Issued, Upstream};
+use crate::support::upstream::{Act, Upstream};
 use crate::support::{IDENTITY, STRANGER, good_attach, good_patch, jwt_auth_path};
+use crate::tls::written;
 
 async fn attached() -> (Upstream, Gateway) {
     let upstream = Upstream::start();
@@ -26,10 +21,6 @@ async fn attached() -> (Upstream, Gateway) {
 
 async fn set_ttl(gateway: &Gateway, seconds: u64) -> Answer {
     gateway.patch(&jwt_auth_path(IDENTITY), &good_patch(&json!({"accessTokenTTL": seconds}))).await
-}
-
-fn code(answer: &Answer) -> (u16, Value) {
-    (answer.status, answer.json()["code"].clone())
 }
 
 /// A request to the admin port with a token.
@@ -50,106 +41,6 @@ async fn ready(gateway: &Gateway) {
     while gateway.admin_get("/readyz?require=audit", None).await.status != 200 {
         assert!(since.elapsed() < Duration::from_secs(30), "never ready");
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// One request over TLS, trusting `ca_pem` alone; everything the other side sends until it closes.
-async fn over_tls(addr: SocketAddr, ca_pem: &str, name: &str, raw: &[u8]) -> std::io::Result<String> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let socket = tokio::net::TcpStream::connect(addr).await?;
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let mut tls = connector.connect(name.to_owned().try_into().unwrap(), socket).await?;
-    tls.write_all(raw).await?;
-    let mut answer = Vec::new();
-    tls.read_to_end(&mut answer).await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
-fn written(folder: &Path, name: &str, text: &str) -> String {
-    let path = folder.join(name);
-    std::fs::write(&path, text).unwrap();
-    path.display().to_string()
-}
-
-#[tokio::test]
-async fn the_gateways_port_speaks_tls_and_nothing_else() {
-    let upstream = Upstream::start();
-    upstream.attach(IDENTITY, &good_attach());
-    let issued = Issued::new(&["localhost"]);
-    let folder = TempDir::new().unwrap();
-    let cert = written(folder.path(), "cert.pem", &issued.cert_pem);
-    let key = written(folder.path(), "key.pem", &issued.key_pem);
-    let config = format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n");
-    let gateway = Gateway::before(&upstream.url()).config(&config).start().await;
-
-    let path = jwt_auth_path(IDENTITY);
-    let authorization = format!("Bearer {}", gateway.token);
-    let headers = [("Host", "localhost"), ("Authorization", &authorization), ("Connection", "close")];
-    let body = good_patch(&json!({"accessTokenTTL": 1800}));
-    let patch = raw_request(gateway.addr(), "PATCH", &path, &headers, Some(&body));
-    let answer = over_tls(gateway.addr(), &issued.ca_pem, "localhost", &patch).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(answer.contains("\"accessTokenTTL\":1800"), "{answer}");
-    let get = raw_request(gateway.addr(), "GET", "/api/v1/echo", &headers, None);
-    over_tls(gateway.addr(), &issued.ca_pem, "localhost", &get).await.unwrap();
-    let seen = upstream.seen();
-    let passed = seen.iter().find(|seen| seen.target == "/api/v1/echo").expect("it passed");
-    assert_eq!(passed.get("x-forwarded-proto"), Some("https"));
-    assert_eq!(passed.get("x-forwarded-host"), Some("localhost"));
-
-    let stranger = Issued::new(&["localhost"]);
-    over_tls(gateway.addr(), &stranger.ca_pem, "localhost", &get).await.expect_err("another authority");
-    over_tls(gateway.addr(), &issued.ca_pem, "other.example", &get).await.expect_err("another name");
-    let before = upstream.heads();
-    let plain = crate::support::client::try_send(gateway.addr(), &get).await;
-    assert!(plain.is_err(), "{plain:?}");
-    assert_eq!(upstream.heads(), before);
-}
-
-#[tokio::test]
-async fn a_certificate_that_cannot_be_read_is_named_and_nothing_starts() {
-    let upstream = Upstream::start();
-    let folder = TempDir::new().unwrap();
-    let cert = written(folder.path(), "cert.pem", "no certificate");
-    let key = written(folder.path(), "key.pem", &Issued::new(&["localhost"]).key_pem);
-    let config = format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n");
-    let (status, logs) = Gateway::before(&upstream.url()).config(&config).run_to_exit().await;
-    assert_eq!(status.code(), Some(2), "{logs:?}");
-    assert!(logs.iter().any(|line| line.contains("tls.cert_file")), "{logs:?}");
-}
-
-#[tokio::test]
-async fn an_upstream_is_trusted_through_its_authority_alone() {
-    let (upstream, ca_pem) = Upstream::start_tls();
-    upstream.attach(IDENTITY, &good_attach());
-    let folder = TempDir::new().unwrap();
-    let ca = written(folder.path(), "ca.pem", &ca_pem);
-    let setup =
-        |ca: &str| Gateway::before(&upstream.url()).config(&format!("[upstream]\nca_file = {ca:?}\n"));
-    let gateway = setup(&ca).start().await;
-    let answer = set_ttl(&gateway, 1800).await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    assert_eq!(gateway.get("/api/status").await.status, 200);
-    assert_eq!(gateway.show(&change_of(&answer))["outcome"], "applied");
-    drop(gateway);
-
-    upstream.clear();
-    let stranger = written(folder.path(), "stranger.pem", &Issued::new(&["127.0.0.1"]).ca_pem);
-    let gateway = setup(&stranger).start().await;
-    let answer = set_ttl(&gateway, 1700).await;
-    assert_eq!(code(&answer), (502, json!("before.unavailable")), "{}", answer.text());
-    assert_eq!(code(&gateway.get("/api/status").await), (502, json!("upstream.unreachable")));
-    assert_eq!(upstream.state(IDENTITY).unwrap()["accessTokenTTL"], 1800);
-    assert!(upstream.seen().is_empty(), "no request, so no credential, left the gateway");
-    for outcome in ["applied", "pending", "unknown"] {
-        assert_eq!(ids(&gateway.history(&["--outcome", outcome])), Vec::<String>::new(), "{outcome}");
     }
 }
 

@@ -21,4 +21,5 @@ mod secrets;
 mod support;
 mod support_works;
 mod tidy;
+mod tls;
 mod truth;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::IDENTITY;
+use super::certificates::Authority;
 
 /// As Node's parser has it.
 const HEAD_LIMIT: usize = 16 * 1024;
@@ -225,8 +226,14 @@ impl Upstream {
 
     /// HTTPS with a certificate for `127.0.0.1` and `localhost`; also the PEM of the authority to trust.
     pub(crate) fn start_tls() -> (Self, String) {
-        let issued = Issued::new(&["127.0.0.1", "localhost"]);
-        (Self::start_with(Some(issued.acceptor())), issued.ca_pem)
+        let authority = Authority::new();
+        let certificate = authority.issue(&["127.0.0.1", "localhost"]);
+        (Self::start_tls_with(certificate.acceptor(None)), authority.pem)
+    }
+
+    /// HTTPS with what the test makes up.
+    pub(crate) fn start_tls_with(acceptor: TlsAcceptor) -> Self {
+        Self::start_with(Some(acceptor))
     }
 
     fn start_with(tls: Option<TlsAcceptor>) -> Self {
@@ -763,41 +770,4 @@ pub(crate) fn websocket_accept(key: &str) -> String {
     use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
     let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     BASE64.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
-}
-
-/// A fresh authority and a server certificate it signed.
-pub(crate) struct Issued {
-    pub(crate) ca_pem: String,
-    pub(crate) cert_pem: String,
-    pub(crate) key_pem: String,
-    cert: rcgen::Certificate,
-    key: rcgen::KeyPair,
-}
-
-impl Issued {
-    pub(crate) fn new(names: &[&str]) -> Self {
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let ca_key = rcgen::KeyPair::generate().expect("a key");
-        let mut ca_params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
-        ca_params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        ca_params.distinguished_name.push(rcgen::DnType::CommonName, "Patchwarden test authority");
-        let ca_pem = ca_params.self_signed(&ca_key).expect("an authority").pem();
-        let issuer = rcgen::Issuer::new(ca_params, ca_key);
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let params = rcgen::CertificateParams::new(names).expect("names");
-        let cert = params.signed_by(&key, &issuer).expect("a certificate");
-        Self { ca_pem, cert_pem: cert.pem(), key_pem: key.serialize_pem(), cert, key }
-    }
-
-    fn acceptor(&self) -> TlsAcceptor {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let key = rustls_pki_types::PrivateKeyDer::Pkcs8(self.key.serialize_der().into());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![self.cert.der().clone()], key)
-            .expect("a matching key");
-        TlsAcceptor::from(Arc::new(config))
-    }
 }
