@@ -65,6 +65,18 @@ async fn a_write_that_was_applied_and_cut_is_proved_by_one_read() {
 }
 
 #[tokio::test]
+async fn a_write_that_was_applied_and_answered_too_late_is_proved_by_one_read() {
+    let (upstream, gateway) = attached(IMPATIENT).await;
+    upstream.script("PATCH", Act::ApplyThenStall(Duration::from_secs(4)));
+    let answer = lower_ttl(&gateway, 1800).await;
+    assert_eq!(code(&answer), (504, json!("upstream.timeout")), "{}", answer.text());
+    let change = gateway.show(&change_of(&answer));
+    assert_eq!((&change["outcome"], &change["settlement"]["by"]), (&json!("unknown"), &json!("read_after")));
+    assert_eq!(change["settlement"]["result"], "applied");
+    assert_eq!(lower_ttl(&gateway, 1700).await.status, 200, "nothing is held");
+}
+
+#[tokio::test]
 async fn a_write_that_lands_after_its_socket_closed_is_never_called_not_applied() {
     let (upstream, gateway) =
         attached("[upstream]\nlate_write_limit = \"8s\"\n[limits]\nforward = \"1s\"\n").await;

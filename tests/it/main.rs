@@ -4,6 +4,7 @@
 
 mod change;
 mod cli;
+mod clients;
 mod corpus;
 mod coverage;
 mod deploy;
@@ -18,6 +19,7 @@ mod passthrough;
 mod races;
 mod refusals;
 mod secrets;
+mod streams;
 mod support;
 mod support_works;
 mod tidy;
