@@ -146,6 +146,7 @@ fn is_plain_json(value: &str) -> bool {
 
 fn refuse(fault: Fault) -> Refusal {
     let at = |code, pointer: String, what: &str, help: &str| {
+        let message = format!("{pointer} {what}");
         let finding = Finding {
             rule: "body".to_owned(),
             pointer: pointer.clone(),
@@ -153,7 +154,7 @@ fn refuse(fault: Fault) -> Refusal {
             request_pointer: Some(pointer),
             value: serde_json::Value::Null,
             limit: serde_json::Value::Null,
-            message: what.to_owned(),
+            message,
             help: help.to_owned(),
         };
         Refusal::new(code, "The body is not one strict JSON object").with_findings(vec![finding])
@@ -168,13 +169,13 @@ fn refuse(fault: Fault) -> Refusal {
         Fault::DuplicateKey(pointer) => at(
             Code::BodyDuplicateKey,
             pointer,
-            "a key stands twice, which readers understand differently",
+            "stands twice, which readers understand differently",
             "send each key once",
         ),
         Fault::ForbiddenKey(pointer) => at(
             Code::BodyForbiddenKey,
             pointer,
-            "a key has a meaning of its own in JavaScript",
+            "is a key with a meaning of its own in JavaScript",
             "leave it out",
         ),
     }

@@ -72,7 +72,7 @@ async fn story(
     folder: &std::path::Path,
 ) -> Result<bool, Failure> {
     tell(&format!(
-        "Patchwarden demo\n\nA stand-in for the Infisical API is running, with two machine identities, and the gateway before it at\nhttp://{}. Each request below is sent to the gateway.\n",
+        "Patchwarden demo\n\nA stand-in for the Infisical API is running, with two machine identities, and the gateway before it at\nhttp://{}. Each request below is sent to the gateway, with one token:\n\n  TOKEN={TOKEN}\n",
         gateway.gateway
     ))?;
     let client = client(gateway.gateway)?;
@@ -110,7 +110,7 @@ fn print_step(
 ) -> String {
     let told = if status == step.expect { "" } else { "   <- not as told" };
     let mut text = format!(
-        "\n== {number}. {} ==\n{}\n\n  curl -X PATCH http://{gateway}{} \\\n    -H 'Authorization: Bearer {TOKEN}' -H 'Content-Type: application/json' \\\n    -d '{}'\n\n  -> {status}{told}\n",
+        "\n== {number}. {} ==\n{}\n\n  curl -X PATCH http://{gateway}{} \\\n    -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' \\\n    -d '{}'\n\n  -> {status}{told}\n",
         step.title,
         step.why,
         path(step.identity),

@@ -124,8 +124,7 @@ const MAX_UNPROVEN_PAYLOAD: usize = 1000;
 
 fn outline(finding: &crate::refusal::Finding) -> Value {
     let cut = |text: &str| text.chars().take(60).collect::<String>();
-    let pointer = if finding.rule == "body" { String::new() } else { cut(&finding.pointer) };
-    json!({"rule": finding.rule, "pointer": pointer, "message": cut(&finding.message)})
+    json!({"rule": finding.rule, "pointer": cut(&finding.pointer), "message": cut(&finding.message)})
 }
 
 /// Whether a refusal stands for somebody the upstream knows.
@@ -159,7 +158,10 @@ fn attempt_payload(
     let findings = |refusal: &Refusal| match (draft.violations.is_empty(), proven) {
         (false, _) => json!(draft.violations),
         (true, true) => json!(refusal.findings),
-        (true, false) => refusal.findings.iter().take(MAX_UNPROVEN_FINDINGS).map(outline).collect(),
+        (true, false) => {
+            let told = refusal.findings.iter().filter(|finding| finding.rule != "body");
+            told.take(MAX_UNPROVEN_FINDINGS).map(outline).collect()
+        }
     };
     compact(
         json!({
