@@ -131,6 +131,11 @@ impl Bundle {
             Extends::None => rule_files(&own, &mut errors),
         };
         let rules = rules(&in_force, overlays, &mut errors);
+        for (file, rule) in
+            in_force.iter().filter_map(|file| Some((file, rules.iter().find(|rule| rule.id() == file.id)?)))
+        {
+            unmatched(file, rule, &governed, &mut errors);
+        }
         let digest = digest(governed_files, &own, &in_force, overlays, settings);
         let own_cases = cases::read(&own, &mut errors);
         let bundled_cases = cases::read(&builtin, &mut errors);
@@ -264,6 +269,28 @@ fn rules(files: &[RuleFile], overlays: &toml::Table, errors: &mut Vec<LoadError>
         }
     }
     rules
+}
+
+/// A rule that names what there is not would silently never apply.
+fn unmatched(file: &RuleFile, rule: &Rule, governed: &read::Governed, errors: &mut Vec<LoadError>) {
+    const WRITES: [&str; 3] = ["overlay", "create", "remove"];
+    let operations = &governed.operations;
+    for name in rule.operations().unwrap_or_default() {
+        if !operations.contains_key(name) && !WRITES.contains(&name.as_str()) {
+            let known: Vec<_> = operations.keys().map(String::as_str).chain(WRITES).collect();
+            let message = format!("there is no operation `{name}`; there are: {}", known.join(", "));
+            errors.push(LoadError::new(&file.file, "operations", message));
+        }
+    }
+    for name in rule.named_fields() {
+        if !operations.values().any(|operation| operation.object.fields.contains_key(name)) {
+            let known: Vec<_> = operations.values().next().map_or_else(Vec::new, |operation| {
+                operation.object.fields.keys().map(String::as_str).collect()
+            });
+            let message = format!("there is no field `{name}`; there are: {}", known.join(", "));
+            errors.push(LoadError::new(&file.file, "params.fields", message));
+        }
+    }
 }
 
 fn digest(

@@ -377,6 +377,7 @@ impl Gateway {
             admitted.document.as_ref(),
             admitted.governed.target(),
         )
+        .by(admitted.caller.id())
         .with_schema(bundle.schema(&operation.name));
         match policy::decide(bundle.policies(), &facts, &self.keys) {
             Ok(permit) => {

@@ -91,6 +91,7 @@ pub struct Facts<'a> {
     edit: Option<&'a Edit>,
     document: Option<&'a Document>,
     target: &'a TargetId,
+    caller: Option<&'a str>,
     schema: Option<&'a Schema>,
 }
 
@@ -104,7 +105,14 @@ impl<'a> Facts<'a> {
         document: Option<&'a Document>,
         target: &'a TargetId,
     ) -> Self {
-        Self { operation, before, proposed, edit, document, target, schema: None }
+        Self { operation, before, proposed, edit, document, target, caller: None, schema: None }
+    }
+
+    /// With the id of who asks, as the upstream has accepted it.
+    #[must_use]
+    pub fn by(mut self, caller: Option<&'a str>) -> Self {
+        self.caller = caller;
+        self
     }
 
     /// With the operation's schema, without which a denial has no fix.

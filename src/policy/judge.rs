@@ -36,7 +36,9 @@ pub(super) fn judge(policies: &Policies, facts: &Facts<'_>, keys: &Keys) -> Verd
     for rule in policies.rules().iter().filter(|rule| rule.applies_to(facts.operation)) {
         match &facts.proposed.state {
             Some(state) => judge_rule(policies, facts, rule, state, keys, &mut verdict),
-            None if facts.operation.write == Write::Remove => {}
+            None if facts.operation.write == Write::Remove => {
+                judge_removal(policies, facts, rule, keys, &mut verdict);
+            }
             None => verdict.add(rule, Level::Deny, unknown(rule)),
         }
     }
@@ -66,6 +68,7 @@ fn judge_rule(
         before: facts.before,
         edit: facts.edit,
         proposed: Some(facts.proposed),
+        request: Some((facts.target, facts.caller)),
         ..alone(policies, facts.operation, state, keys)
     };
     let was = facts
@@ -77,6 +80,16 @@ fn judge_rule(
             violation.is_advice || old.is_some_and(|old| forgives(rule, &sight, old, &violation));
         let level = if is_forgiven { Level::Warn } else { Level::Deny };
         verdict.add(rule, level, broken(rule, &sight, violation));
+    }
+}
+
+/// A removal is asked only who may: a rule about the state that would be has nothing to say.
+fn judge_removal(policies: &Policies, facts: &Facts<'_>, rule: &Rule, keys: &Keys, verdict: &mut Verdict) {
+    let Some(before) = facts.before.filter(|_| rule.guards_requests()) else { return };
+    let request = Some((facts.target, facts.caller));
+    let sight = Sight { request, ..alone(policies, facts.operation, before, keys) };
+    for violation in rule.check(&sight) {
+        verdict.add(rule, Level::Deny, broken(rule, &sight, violation));
     }
 }
 
@@ -99,6 +112,7 @@ fn by_itself<'a>(
         before: None,
         edit: None,
         proposed: None,
+        request: None,
         ip_allow_listing: policies.settings().ip_allow_listing,
         keys,
     }

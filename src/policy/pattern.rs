@@ -38,6 +38,18 @@ pub(super) fn binds(pattern: &str) -> bool {
     })
 }
 
+/// What every match of a pattern begins with: its plain text before the first glob character. Nothing where the matcher
+/// would take something away first.
+pub(super) fn plain_head(pattern: &str) -> &str {
+    let (head, rest) = pattern.split_at(pattern.find(|c| GLOB.contains(c)).unwrap_or(pattern.len()));
+    match rest.chars().next() {
+        _ if pattern.starts_with("./") => "",
+        // `+(…)` and `@(…)` are one thing.
+        Some('(') => head.strip_suffix(['+', '@']).unwrap_or(head),
+        _ => head,
+    }
+}
+
 /// Whether a comma list binds: split as it is stored and, as the login does, at each `, `; every piece of both must.
 pub(super) fn list_binds(list: &str) -> bool {
     let stored = split_patterns(list);

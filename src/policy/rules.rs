@@ -1,20 +1,33 @@
-//! One rule: what its file says, and the five that are built in.
+//! One rule: what its file says, and those that are built in.
 //!
 //! [`Rule::read`] takes a rule file and the table a config lays over it, and finds everything wrong at once: unknown
 //! keys and parameters (naming the known ones), values out of range. A built-in rule looks at a [`Sight`] and returns
 //! every [`Violation`] of that state; what a violation means beside the state before is decided in `judge`.
 
+mod allowed_issuers;
+mod allowed_jwks_hosts;
+mod allowed_networks;
+mod bound_patterns;
+mod caller_allowed;
+mod configuration_type;
+mod frozen_fields;
 mod insecure_jwks;
+mod key_strength;
 mod open_network;
+mod protected_target;
 mod reading;
+mod require_ca_pin;
+mod required_claims;
 mod silent_reset;
 mod token_lifetime;
 mod unbound_login;
+mod uses_limit;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::effect::Proposed;
+use crate::id::TargetId;
 use crate::json;
 use crate::keys::Keys;
 use crate::operation::{Edit, Field, FieldSpec, Object, Operation, Secrecy, State, Write};
@@ -73,6 +86,18 @@ enum Check {
     UnboundLogin(unbound_login::UnboundLogin),
     SilentReset,
     InsecureJwks,
+    AllowedNetworks(allowed_networks::AllowedNetworks),
+    UsesLimit(uses_limit::UsesLimit),
+    RequiredClaims(required_claims::RequiredClaims),
+    BoundPatterns(bound_patterns::BoundPatterns),
+    AllowedIssuers(allowed_issuers::AllowedIssuers),
+    AllowedJwksHosts(allowed_jwks_hosts::AllowedJwksHosts),
+    RequireCaPin,
+    KeyStrength(key_strength::KeyStrength),
+    ConfigurationType(configuration_type::ConfigurationType),
+    FrozenFields(frozen_fields::FrozenFields),
+    ProtectedTarget(protected_target::ProtectedTarget),
+    CallerAllowed(caller_allowed::CallerAllowed),
 }
 
 impl Rule {
@@ -121,8 +146,21 @@ impl Rule {
         self.level != Level::Off
             && match &self.operations {
                 Some(names) => names.iter().any(|name| *name == operation.name || name == write),
-                None => operation.write != Write::Remove,
+                None => operation.write != Write::Remove || self.guards_requests(),
             }
+    }
+
+    /// Whether it is about who asks for what, not about the state that would be.
+    pub(super) fn guards_requests(&self) -> bool {
+        matches!(self.check, Check::ProtectedTarget(_) | Check::CallerAllowed(_))
+    }
+
+    /// Fields that its parameters name; each must be one of the object's.
+    pub fn named_fields(&self) -> &[String] {
+        match &self.check {
+            Check::FrozenFields(rule) => rule.fields(),
+            _ => &[],
+        }
     }
 
     /// Every violation of one state.
@@ -133,6 +171,18 @@ impl Rule {
             Check::UnboundLogin(rule) => rule.check(sight),
             Check::SilentReset => silent_reset::check(sight),
             Check::InsecureJwks => insecure_jwks::check(sight),
+            Check::AllowedNetworks(rule) => rule.check(sight),
+            Check::UsesLimit(rule) => rule.check(sight),
+            Check::RequiredClaims(rule) => rule.check(sight),
+            Check::BoundPatterns(rule) => rule.check(sight),
+            Check::AllowedIssuers(rule) => rule.check(sight),
+            Check::AllowedJwksHosts(rule) => rule.check(sight),
+            Check::RequireCaPin => require_ca_pin::check(sight),
+            Check::KeyStrength(rule) => rule.check(sight),
+            Check::ConfigurationType(rule) => rule.check(sight),
+            Check::FrozenFields(rule) => rule.check(sight),
+            Check::ProtectedTarget(rule) => rule.check(sight),
+            Check::CallerAllowed(rule) => rule.check(sight),
         }
     }
 
@@ -156,6 +206,8 @@ pub(super) struct Sight<'a> {
     pub(super) before: Option<&'a State>,
     pub(super) edit: Option<&'a Edit>,
     pub(super) proposed: Option<&'a Proposed>,
+    /// Whose configuration is changed and by whom; none when a state is judged by itself.
+    pub(super) request: Option<(&'a TargetId, Option<&'a str>)>,
     pub(super) ip_allow_listing: bool,
     pub(super) keys: &'a Keys,
 }
@@ -196,14 +248,35 @@ pub(super) enum Remedy {
 }
 
 impl Violation {
-    /// Where it is, in the normal form.
+    /// One that is about the request as a whole, to be filled in. Nothing stored before forgives it.
+    pub(super) fn of_the_request() -> Self {
+        Self {
+            field: String::new(),
+            below: String::new(),
+            below_request: String::new(),
+            concerns: &[],
+            grade: 1,
+            is_advice: false,
+            value: Value::Null,
+            limit: Value::Null,
+            message: String::new(),
+            help: String::new(),
+            remedy: None,
+        }
+    }
+
+    /// Where it is, in the normal form; empty for the whole.
     pub(super) fn pointer(&self) -> String {
-        json::pointer(&[&self.field]) + &self.below
+        self.place(&self.below)
     }
 
     /// Where it is, in the request.
     pub(super) fn request_pointer(&self) -> String {
-        json::pointer(&[&self.field]) + &self.below_request
+        self.place(&self.below_request)
+    }
+
+    fn place(&self, below: &str) -> String {
+        if self.field.is_empty() { String::new() } else { json::pointer(&[&self.field]) + below }
     }
 }
 
@@ -277,3 +350,6 @@ impl<'a> Sight<'a> {
         if arguments.is_empty() { String::new() } else { format!(" (Terraform: {})", arguments.join(", ")) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,6 +74,29 @@ impl Scene {
         Self { files, overlay: toml::Table::new(), settings, stored: good() }
     }
 
+    /// One rule of one's own.
+    pub(super) fn of(file: &str) -> Self {
+        Self { files: vec![file.parse().unwrap()], ..Self::all() }
+    }
+
+    /// What is said about a removal by somebody.
+    pub(super) fn removal(&self, caller: Option<&str>) -> Denial {
+        let mut said = None;
+        self.with(Write::Remove, None, |facts| {
+            said = Some(decide(&self.policies(), &facts.by(caller), &Keys::ephemeral()));
+        });
+        said.unwrap().map_or_else(|denial| denial, of_permit)
+    }
+
+    /// What is said about a PATCH by somebody.
+    pub(super) fn change_by(&self, caller: Option<&str>, body: &Value) -> Denial {
+        let mut said = None;
+        self.with_change(body, |facts| {
+            said = Some(decide(&self.policies(), &facts.by(caller), &Keys::ephemeral()));
+        });
+        said.unwrap().map_or_else(|denial| denial, of_permit)
+    }
+
     /// One bundled rule.
     pub(super) fn new(rule: &str) -> Self {
         let mut scene = Self::all();

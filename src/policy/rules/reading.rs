@@ -6,15 +6,28 @@
 
 use toml::{Table, Value};
 
+use super::allowed_issuers::AllowedIssuers;
+use super::allowed_jwks_hosts::AllowedJwksHosts;
+use super::allowed_networks::AllowedNetworks;
+use super::bound_patterns::BoundPatterns;
+use super::caller_allowed::CallerAllowed;
+use super::configuration_type::ConfigurationType;
+use super::frozen_fields::FrozenFields;
+use super::key_strength::KeyStrength;
 use super::open_network::OpenNetwork;
+use super::protected_target::ProtectedTarget;
+use super::required_claims::RequiredClaims;
 use super::token_lifetime::TokenLifetime;
 use super::unbound_login::UnboundLogin;
+use super::uses_limit::UsesLimit;
 use super::{Check, Existing, Level, Rule, RuleError};
 
 const FILE_KEYS: [&str; 9] =
     ["id", "title", "description", "help", "operations", "level", "existing", "builtin", "params"];
 const OVERLAY_KEYS: [&str; 3] = ["level", "existing", "params"];
-const BUILTINS: &str = "open-network, token-lifetime, unbound-login, silent-reset, insecure-jwks";
+const BUILTINS: &str = "open-network, token-lifetime, unbound-login, silent-reset, insecure-jwks, allowed-networks, \
+     uses-limit, required-claims, bound-patterns, allowed-issuers, allowed-jwks-hosts, require-ca-pin, key-strength, \
+     configuration-type, frozen-fields, protected-target, caller-allowed";
 
 /// The parameters of a built-in rule, each taken once; what is left over nobody knows.
 pub(super) struct Params {
@@ -48,6 +61,20 @@ impl Params {
         taken
     }
 
+    /// The same for one without which the rule means nothing.
+    pub(super) fn need<T>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        read: impl Fn(&Value) -> Result<T, String>,
+    ) -> T {
+        if !self.given.iter().any(|(_, given, _)| given == name) {
+            let message = "is missing; without it the rule says nothing".to_owned();
+            self.errors.push(RuleError { key: format!("params.{name}"), message });
+        }
+        self.take(name, default, read)
+    }
+
     fn finish(self) -> Vec<RuleError> {
         let known = if self.known.is_empty() { "none".to_owned() } else { self.known.join(", ") };
         let unknown = |(key, _, _)| RuleError {
@@ -56,6 +83,18 @@ impl Params {
         };
         self.errors.into_iter().chain(self.given.into_iter().map(unknown)).collect()
     }
+}
+
+/// A list of texts, at least one, each read; `what` says what one is.
+pub(super) fn texts<T>(
+    value: &Value,
+    what: &str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<T>, String> {
+    let list = value.as_array().filter(|list| !list.is_empty());
+    let list = list.ok_or_else(|| format!("must be a list, each entry {what}"))?;
+    let one = |item: &Value| item.as_str().and_then(&read).ok_or_else(|| format!("{item} is not {what}"));
+    list.iter().map(one).collect()
 }
 
 impl Rule {
@@ -153,6 +192,18 @@ impl Source<'_> {
             "unbound-login" => Check::UnboundLogin(UnboundLogin::read(&mut params)),
             "silent-reset" => Check::SilentReset,
             "insecure-jwks" => Check::InsecureJwks,
+            "allowed-networks" => Check::AllowedNetworks(AllowedNetworks::read(&mut params)),
+            "uses-limit" => Check::UsesLimit(UsesLimit::read(&mut params)),
+            "required-claims" => Check::RequiredClaims(RequiredClaims::read(&mut params)),
+            "bound-patterns" => Check::BoundPatterns(BoundPatterns::read(&mut params)),
+            "allowed-issuers" => Check::AllowedIssuers(AllowedIssuers::read(&mut params)),
+            "allowed-jwks-hosts" => Check::AllowedJwksHosts(AllowedJwksHosts::read(&mut params)),
+            "require-ca-pin" => Check::RequireCaPin,
+            "key-strength" => Check::KeyStrength(KeyStrength::read(&mut params)),
+            "configuration-type" => Check::ConfigurationType(ConfigurationType::read(&mut params)),
+            "frozen-fields" => Check::FrozenFields(FrozenFields::read(&mut params)),
+            "protected-target" => Check::ProtectedTarget(ProtectedTarget::read(&mut params)),
+            "caller-allowed" => Check::CallerAllowed(CallerAllowed::read(&mut params)),
             "" => return None,
             _ => {
                 self.wrong("builtin", format!("there is no such built-in rule; known: {BUILTINS}"));
