@@ -45,6 +45,8 @@ pub(super) struct Case {
     stored: Option<String>,
     /// The request's body, as JSON.
     body: Option<String>,
+    /// The id of who asks.
+    caller: Option<String>,
     /// Whether the upstream's plan has IP allow-listing; without it as configured.
     ip_allow_listing: Option<bool>,
     expect: Expected,
@@ -135,7 +137,7 @@ fn decided(bundle: &Bundle, policies: &Policies, case: &Case, keys: &Keys) -> Re
     let settings =
         Settings { ip_allow_listing: case.ip_allow_listing.unwrap_or(allowed), mode: Mode::Enforce };
     let policies = Policies::new(policies.rules().to_vec(), settings, policies.digest().clone());
-    Ok(match policy::decide(&policies, &facts.with_schema(schema), keys) {
+    Ok(match policy::decide(&policies, &facts.by(case.caller.as_deref()).with_schema(schema), keys) {
         Ok(permit) => Expected {
             decision: Decision::Allow,
             violations: BTreeSet::new(),

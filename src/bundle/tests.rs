@@ -178,3 +178,35 @@ expect = { decision = "allow" }
         "{failures:?}"
     );
 }
+
+#[test]
+fn the_examples_load_and_their_cases_come_out() {
+    let bundle = Bundle::load(Some(Path::new("policies/strict")), &toml::Table::new(), SETTINGS).unwrap();
+    assert_eq!(bundle.run_cases(), Vec::<String>::new());
+    assert!(bundle.policies().rules().iter().any(|rule| rule.id() == "corporate-networks"));
+}
+
+#[test]
+fn a_rule_that_names_what_there_is_not_does_not_load() {
+    let rule = |id: &str, more: &str| format!("id = \"{id}\"\ntitle = \"t\"\n{more}");
+    let errors = load(
+        &[
+            ("a.toml", &rule("a", "builtin = \"insecure-jwks\"\noperations = [\"jwt-auth.updat\"]")),
+            ("b.toml", &rule("b", "builtin = \"frozen-fields\"\n[params]\nfields = [\"boundIssuers\"]")),
+            ("c.toml", &rule("c", "builtin = \"allowed-networks\"")),
+            ("d.toml", &rule("d", "builtin = \"allowed-networks\"\n[params]\nnetworks = [\"10.0.0.0/8x\"]")),
+        ],
+        "",
+    );
+    let errors = errors.unwrap_err();
+    let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    for part in [
+        "a.toml: `operations`: there is no operation `jwt-auth.updat`; there are: jwt-auth.attach",
+        "b.toml: `params.fields`: there is no field `boundIssuers`; there are: ",
+        "c.toml: `params.networks`: is missing",
+        "d.toml: `params.networks`: \"10.0.0.0/8x\" is not a range",
+    ] {
+        assert!(told.iter().any(|line| line.starts_with(part)), "{part} in {told:?}");
+    }
+    assert_eq!(told.len(), 4, "{told:?}");
+}

@@ -13,8 +13,8 @@ fn rule(builtin: &str, params: &str) -> Scene {
 }
 
 #[track_caller]
-fn check(scene: &Scene, body: Value, expected: &[&str]) {
-    let said = scene.attach(&body);
+fn check(scene: &Scene, body: &Value, expected: &[&str]) {
+    let said = scene.attach(body);
     assert_eq!(pointers(&said), expected, "{body}: {:?}", said.violations);
 }
 
@@ -25,12 +25,12 @@ fn allowed_networks_hold_every_entry_whole() {
     for inside in
         [&["10.1.0.0/16"][..], &["203.0.113.0/24"], &["10.0.0.0/8", "203.0.113.7"], &["::ffff:10.0.0.0/104"]]
     {
-        check(&scene, json!({"accessTokenTrustedIps": ranges(inside)}), &[]);
+        check(&scene, &json!({"accessTokenTrustedIps": ranges(inside)}), &[]);
     }
     for (texts, at) in
         [(&["11.0.0.0/8"][..], 0), (&["10.0.0.0/7"], 0), (&["10.0.0.0/8", "::/0"], 1), (&["10.0.0.0/8 x"], 0)]
     {
-        check(&scene, json!({"accessTokenTrustedIps": ranges(texts)}), &[&format!("{RANGES}/{at}")]);
+        check(&scene, &json!({"accessTokenTrustedIps": ranges(texts)}), &[&format!("{RANGES}/{at}")]);
     }
     let fix = scene.attach(&json!({"accessTokenTrustedIps": ranges(&["0.0.0.0/0"])})).fix.unwrap();
     assert_eq!(fix[0]["value"], ranges(&["10.0.0.0/8", "203.0.113.0/25", "203.0.113.128/25"]));
@@ -42,7 +42,7 @@ fn uses_are_limited_and_0_is_no_limit() {
     for (uses, expected) in
         [(1, &[][..]), (10, &[]), (11, &["/accessTokenNumUsesLimit"]), (0, &["/accessTokenNumUsesLimit"])]
     {
-        check(&scene, json!({"accessTokenNumUsesLimit": uses}), expected);
+        check(&scene, &json!({"accessTokenNumUsesLimit": uses}), expected);
     }
     let fix = scene.attach(&json!({"accessTokenNumUsesLimit": 0})).fix;
     assert_eq!(fix, Some(json!([{"op": "replace", "path": "/accessTokenNumUsesLimit", "value": 10}])));
@@ -51,9 +51,9 @@ fn uses_are_limited_and_0_is_no_limit() {
 #[test]
 fn required_claims_must_bind() {
     let scene = rule("required-claims", "claims = [\"team\", \"a/b\"]");
-    check(&scene, json!({"boundClaims": {"team": "deploy", "a/b": "x", "more": "*"}}), &[]);
-    check(&scene, json!({"boundClaims": {"team": "**", "a/b": "x"}}), &["/boundClaims/team"]);
-    check(&scene, json!({"boundClaims": {}}), &["/boundClaims/team", "/boundClaims/a~1b"]);
+    check(&scene, &json!({"boundClaims": {"team": "deploy", "a/b": "x", "more": "*"}}), &[]);
+    check(&scene, &json!({"boundClaims": {"team": "**", "a/b": "x"}}), &["/boundClaims/team"]);
+    check(&scene, &json!({"boundClaims": {}}), &["/boundClaims/team", "/boundClaims/a~1b"]);
 }
 
 #[test]
@@ -64,20 +64,20 @@ fn bound_patterns_begin_as_they_must() {
     );
     let body = |subject: &str, audiences: &str, owner: &str| json!({"boundSubject": subject, "boundAudiences": audiences, "boundClaims": {"owner": owner}});
     for subject in ["repo:acme/app:ref:x", "repo:acme/*", "system:serviceaccount:a:b"] {
-        check(&scene, body(subject, "acme-a, acme-b", "acme"), &[]);
+        check(&scene, &body(subject, "acme-a, acme-b", "acme"), &[]);
     }
     for subject in
         ["repo:other/app", "repo:acme", "*repo:acme/", "{repo:acme/a,**}", "!repo:acme/", "./repo:acme/x", ""]
     {
-        check(&scene, body(subject, "acme-a", "acme"), &["/boundSubject"]);
+        check(&scene, &body(subject, "acme-a", "acme"), &["/boundSubject"]);
     }
     for audiences in ["acme-a, other", "{acme-a, other}", ""] {
-        check(&scene, body("repo:acme/x", audiences, "acme"), &["/boundAudiences"]);
+        check(&scene, &body("repo:acme/x", audiences, "acme"), &["/boundAudiences"]);
     }
-    check(&scene, body("repo:acme/x", "acme-a", "@(acme|other)"), &["/boundClaims/owner"]);
+    check(&scene, &body("repo:acme/x", "acme-a", "@(acme|other)"), &["/boundClaims/owner"]);
     check(
         &scene,
-        json!({"boundSubject": "repo:acme/x", "boundAudiences": "acme-a", "boundClaims": {}}),
+        &json!({"boundSubject": "repo:acme/x", "boundAudiences": "acme-a", "boundClaims": {}}),
         &["/boundClaims/owner"],
     );
 }
@@ -85,13 +85,13 @@ fn bound_patterns_begin_as_they_must() {
 #[test]
 fn issuers_hosts_and_types_are_named() {
     let scene = rule("allowed-issuers", "issuers = [\"https://idp.example\"]");
-    check(&scene, json!({"boundIssuer": "https://idp.example"}), &[]);
+    check(&scene, &json!({"boundIssuer": "https://idp.example"}), &[]);
     for issuer in ["", "https://idp.example/", "https://IDP.example", "https://other.example"] {
-        check(&scene, json!({"boundIssuer": issuer}), &["/boundIssuer"]);
+        check(&scene, &json!({"boundIssuer": issuer}), &["/boundIssuer"]);
     }
     let scene = rule("allowed-jwks-hosts", "hosts = [\"keys.example\", \"*.corp.example\"]");
     for url in ["https://keys.example/jwks", "https://KEYS.example.:443/x", "https://a.b.corp.example/x"] {
-        check(&scene, json!({"jwksUrl": url}), &[]);
+        check(&scene, &json!({"jwksUrl": url}), &[]);
     }
     for url in [
         "https://corp.example/x",
@@ -100,23 +100,27 @@ fn issuers_hosts_and_types_are_named() {
         "https://keys.example@other.example/",
         "none",
     ] {
-        check(&scene, json!({"jwksUrl": url}), &["/jwksUrl"]);
+        check(&scene, &json!({"jwksUrl": url}), &["/jwksUrl"]);
     }
     let fixed = json!({"configurationType": "static", "publicKeys": [PUBLIC_KEY], "jwksUrl": ""});
-    check(&scene, fixed.clone(), &[]);
+    check(&scene, &fixed, &[]);
     let scene = rule("configuration-type", "allowed = [\"jwks\"]");
-    check(&scene, json!({}), &[]);
-    check(&scene, fixed, &["/configurationType"]);
+    check(&scene, &json!({}), &[]);
+    check(&scene, &fixed, &["/configurationType"]);
 }
 
 #[test]
 fn a_key_set_is_pinned_to_an_authority() {
     let scene = rule("require-ca-pin", "");
-    check(&scene, json!({"jwksCaCert": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"}), &[]);
+    check(
+        &scene,
+        &json!({"jwksCaCert": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"}),
+        &[],
+    );
     for pin in ["", "none", "-----BEGIN CERTIFICATE-----"] {
-        check(&scene, json!({"jwksCaCert": pin}), &["/jwksCaCert"]);
+        check(&scene, &json!({"jwksCaCert": pin}), &["/jwksCaCert"]);
     }
-    check(&scene, json!({"configurationType": "static", "publicKeys": [PUBLIC_KEY], "jwksUrl": ""}), &[]);
+    check(&scene, &json!({"configurationType": "static", "publicKeys": [PUBLIC_KEY], "jwksUrl": ""}), &[]);
 }
 
 #[test]
@@ -125,17 +129,17 @@ fn weak_keys_and_texts_that_are_no_keys_are_named() {
     let generated = |algorithm| rcgen::KeyPair::generate_for(algorithm).unwrap().public_key_pem();
     let (p256, p384) = (generated(&rcgen::PKCS_ECDSA_P256_SHA256), generated(&rcgen::PKCS_ECDSA_P384_SHA384));
     let any = rule("key-strength", "");
-    check(&any, body(&[PUBLIC_KEY, &p256, &p384, RSA_2048]), &[]);
-    check(&any, body(&[RSA_1024]), &["/publicKeys/0"]);
-    check(&any, body(&["a shared secret"]), &["/publicKeys/0"]);
-    check(&rule("key-strength", "rsa_bits = 1024"), body(&[RSA_1024]), &[]);
+    check(&any, &body(&[PUBLIC_KEY, &p256, &p384, RSA_2048]), &[]);
+    check(&any, &body(&[RSA_1024]), &["/publicKeys/0"]);
+    check(&any, &body(&["a shared secret"]), &["/publicKeys/0"]);
+    check(&rule("key-strength", "rsa_bits = 1024"), &body(&[RSA_1024]), &[]);
     let few = rule("key-strength", "rsa_bits = 4096\ncurves = [\"P-384\"]");
     check(
         &few,
-        body(&[&p384, &p256, PUBLIC_KEY, RSA_2048]),
+        &body(&[&p384, &p256, PUBLIC_KEY, RSA_2048]),
         &["/publicKeys/1", "/publicKeys/2", "/publicKeys/3"],
     );
-    check(&few, json!({}), &[]);
+    check(&few, &json!({}), &[]);
     assert!(few.attach(&body(&[RSA_2048])).violations[0].message.contains("RSA key of 2048 bits"));
 }
 
