@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub use kind::{Entry, Field, Kind, Misfit, Side, js_trim, split_patterns, union};
-pub use state::{Edit, Revision, State, Stored, Unreadable, diff, diff_recorded, summary};
+pub use state::{Edit, Revision, State, Stored, Unknown, Unreadable, diff, diff_recorded, summary};
 
 /// A guarded object, as its file says it.
 #[derive(Debug, Deserialize)]

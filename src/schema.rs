@@ -76,7 +76,7 @@ pub fn check(
         }
     }
     findings.extend(other_target(object, document, target));
-    if let (Ok(Edit { unknown_members: 1.., .. }), UnknownMembers::Refuse) = (&edit, unknown) {
+    if unknown == UnknownMembers::Refuse && edit.as_ref().is_ok_and(|edit| edit.unknown.count() > 0) {
         let help = "Leave out what the API does not know; it would be dropped anyway";
         findings.push(finding(String::new(), Value::Null, "holds members that this API does not know", help));
     }

@@ -5,7 +5,7 @@ use patchwarden::effect::{self, Proposed};
 use patchwarden::id::TargetId;
 use patchwarden::json::Document;
 use patchwarden::keys::Keys;
-use patchwarden::operation::{Edit, Entry, Field, Operation, State};
+use patchwarden::operation::{Edit, Entry, Field, Operation, State, Unknown};
 use patchwarden::policy::{self, Denial, Facts, Mode, Permit, Policies, Settings};
 use patchwarden::refusal::From;
 use patchwarden::schema::{self, UnknownMembers};
@@ -53,7 +53,7 @@ pub fn effect(before: Option<&Value>, body: &[u8]) {
     let read_again = Document::read(forwarded).map(|document| Edit::read(object, &document));
     assert_eq!(
         read_again,
-        Ok(Ok(Edit { unknown_members: 0, ..edit })),
+        Ok(Ok(Edit { unknown: Unknown::default(), ..edit })),
         "the forwarded body says something else"
     );
 

@@ -155,6 +155,7 @@ fn attempt_payload(
     caller["proven"] = json!(draft.caller_proven);
     let body =
         draft.edit.as_ref().filter(|_| proven).zip(object).map(|(edit, object)| edit.recorded(object, keys));
+    let unknown = draft.edit.as_ref().filter(|_| proven).map(|edit| edit.unknown.recorded(keys));
     let findings = |refusal: &Refusal| match (draft.violations.is_empty(), proven) {
         (false, _) => json!(draft.violations),
         (true, true) => json!(refusal.findings),
@@ -173,7 +174,8 @@ fn attempt_payload(
             "source": source(draft),
             "caller": caller,
             "request": {"method": draft.method, "path": draft.path, "organization": draft.organization,
-                "body": body, "digest": draft.body_digest, "length": draft.body_length},
+                "body": body, "digest": draft.body_digest, "length": draft.body_length, "unknown": unknown},
+            "before_unknown": draft.before.as_ref().filter(|_| proven).map(|seen| seen.unknown.recorded(keys)),
             "before_revision": draft.before.as_ref().and_then(|seen| seen.revision.clone()),
             "diff": diff,
             "violations": refusal.map_or(json!([]), findings),
@@ -220,6 +222,7 @@ pub(super) fn outcome(
                 "finished_at": now,
                 "duration_ms": milliseconds(outcome.duration),
                 "after_revision": outcome.after.as_ref().and_then(|seen| seen.revision.clone()),
+                "after_unknown": outcome.after.as_ref().map(|seen| seen.unknown.recorded(keys)),
                 "diff": diff,
                 "surprise": outcome.surprise,
                 "breach": if outcome.breach.is_empty() { Value::Null } else { json!(outcome.breach) },

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::clock::Time;
 use crate::id::{ChangeId, Digest, EntryRef, TargetId};
-use crate::operation::{Edit, Object, Revision, State, Stored};
+use crate::operation::{Edit, Object, Revision, State, Stored, Unknown};
 use crate::refusal::{Code, Finding};
 use crate::upstream::client_address::Certificate;
 
@@ -22,6 +22,8 @@ pub struct Seen {
     pub state: Option<State>,
     /// Its revision.
     pub revision: Option<Revision>,
+    /// What else the answer held.
+    pub unknown: Unknown,
 }
 
 impl Seen {
@@ -30,6 +32,7 @@ impl Seen {
         Self {
             state: stored.map(|stored| stored.state.clone()),
             revision: stored.map(|stored| stored.revision.clone()),
+            unknown: stored.map(|stored| stored.unknown.clone()).unwrap_or_default(),
         }
     }
 }

@@ -53,7 +53,27 @@ pub struct Stored {
     /// Its version.
     pub revision: Revision,
     /// Members of the answer that the object file does not know.
-    pub unknown_members: usize,
+    pub unknown: Unknown,
+}
+
+/// Members that nobody here knows: counted and digested, never stored nor named.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Unknown(Map<String, Value>);
+
+impl Unknown {
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// `{"count", "digest"}`, or nothing to say.
+    pub fn recorded(&self, keys: &Keys) -> Value {
+        if self.0.is_empty() {
+            return Value::Null;
+        }
+        let digest = keys.fingerprint("unknown", Value::Object(self.0.clone()).to_string().as_bytes());
+        json!({"count": self.count(), "digest": digest})
+    }
 }
 
 /// Why an answer is not a state. Quotes no values.
@@ -130,8 +150,9 @@ impl State {
                 || object.volatile.contains(name)
                 || *name == object.target_member
         };
-        let unknown_members = members.keys().filter(|name| !known(name)).count();
-        Ok(Stored { state, revision, unknown_members })
+        let unknown = members.iter().filter(|(name, _)| !known(name));
+        let unknown = Unknown(unknown.map(|(name, value)| (name.clone(), value.clone())).collect());
+        Ok(Stored { state, revision, unknown })
     }
 }
 
@@ -140,15 +161,15 @@ impl State {
 pub struct Edit {
     /// By name.
     pub fields: BTreeMap<String, Field>,
-    /// Members the schema does not know: not forwarded, counted, never named.
-    pub unknown_members: usize,
+    /// Members the schema does not know: not forwarded.
+    pub unknown: Unknown,
 }
 
 impl Edit {
     /// Reads a document that already fits the operation's schema. Everything that does not fit its kind comes back,
     /// each with the name of its field.
     pub fn read(object: &Object, document: &json::Document) -> Result<Self, Vec<(String, Misfit)>> {
-        let mut edit = Self { fields: BTreeMap::new(), unknown_members: 0 };
+        let mut edit = Self { fields: BTreeMap::new(), unknown: Unknown::default() };
         let mut misfits = Vec::new();
         for (name, value) in document.members() {
             match object.fields.get(name) {
@@ -157,7 +178,7 @@ impl Edit {
                     Err(misfit) => misfits.push((name.clone(), misfit)),
                 },
                 None if *name == object.target_member => {}
-                None => edit.unknown_members += 1,
+                None => drop(edit.unknown.0.insert(name.clone(), value.clone())),
             }
         }
         if misfits.is_empty() { Ok(edit) } else { Err(misfits) }

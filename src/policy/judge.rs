@@ -178,7 +178,7 @@ fn unknown(rule: &Rule) -> Broken {
 
 /// Members the schema does not know: how many, never which.
 fn unknown_members(facts: &Facts<'_>) -> Option<Finding> {
-    let count = facts.edit.map_or(0, |edit| edit.unknown_members);
+    let count = facts.edit.map_or(0, |edit| edit.unknown.count());
     let (members, are) = if count == 1 { ("member", "is") } else { ("members", "are") };
     (count > 0).then(|| Finding {
         rule: "unknown-member".to_owned(),

@@ -57,14 +57,14 @@ fn what_terraform_the_web_page_and_the_documentation_send_passes() {
     });
     for write in [Write::Create, Write::Overlay] {
         let edit = passes(write, &terraform);
-        assert_eq!((edit.fields.len(), edit.unknown_members), (8, 0));
+        assert_eq!((edit.fields.len(), edit.unknown.count()), (8, 0));
         assert_eq!(passes(write, &web).fields.len(), 12);
     }
     let curl =
         json!({"configurationType": "jwks", "jwksUrl": " https://idp.example/jwks ", "accessTokenTTL": 3600});
     assert_eq!(passes(Write::Overlay, &curl).fields.len(), 3);
     let unknown = json!({"configurationType": "static", "publicKeys": ["k"], "note": 1});
-    assert_eq!(passes(Write::Overlay, &unknown).unknown_members, 1);
+    assert_eq!(passes(Write::Overlay, &unknown).unknown.count(), 1);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::SqliteConnectOptions;
 
 use crate::support::client::{Answer, Connection, raw_request};
 use crate::support::gateway::{Gateway, change_of};
@@ -149,4 +151,32 @@ async fn keys_of_a_body_that_is_no_document_are_not_recorded() {
     }
     eventually(|| gateway.history(&[])["changes"].as_array().map(Vec::len) == Some(2)).await;
     assert!(!gateway.history(&[]).to_string().contains("hunter2"));
+}
+
+/// The payloads of the log, as they stand in the store.
+async fn payloads(gateway: &Gateway) -> String {
+    let store = gateway.data().join("patchwarden.db");
+    let options = SqliteConnectOptions::new().filename(store).read_only(true);
+    let mut connection = options.connect().await.unwrap();
+    let bodies: Vec<Vec<u8>> = sqlx::query_scalar("SELECT body FROM payloads ORDER BY row")
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+    bodies.iter().map(|body| String::from_utf8_lossy(body) + "\n").collect()
+}
+
+#[tokio::test]
+async fn what_nobody_knows_is_counted_and_digested_and_never_named() {
+    let (upstream, gateway) = attached("").await;
+    let answer = gateway
+        .patch(
+            &jwt_auth_path(IDENTITY),
+            &good_patch(&json!({"accessTokenTTL": 1800, "hunter2-member": "hunter2-value"})),
+        )
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(upstream.writes()[0].json().get("hunter2-member").is_none());
+    let all = payloads(&gateway).await;
+    assert!(!all.contains("hunter2"), "{all}");
+    assert!(all.contains("\"unknown\":{\"count\":1,\"digest\":\"hmac-sha256:"), "{all}");
 }
