@@ -190,7 +190,8 @@ impl Running {
     }
 }
 
-fn load_bundle(config: &Config) -> Result<Bundle, Failure> {
+/// The policies, exactly as a gateway with this configuration has them.
+pub fn load_bundle(config: &Config) -> Result<Bundle, Failure> {
     let settings = policy::Settings { ip_allow_listing: config.upstream.ip_allow_listing, mode: config.mode };
     Bundle::load(config.policies_dir.as_deref(), &config.rules, settings).map_err(|errors| {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();

@@ -6,6 +6,7 @@
 //! wrong is found at once; nothing is loaded in part. The digest covers all that can change a decision.
 
 mod cases;
+mod evaluate;
 mod files;
 mod read;
 
@@ -24,6 +25,7 @@ use crate::policy::{Mode, Policies, Rule, Settings};
 use crate::schema::Schema;
 
 use cases::Case;
+pub use evaluate::{Answer, Evaluation, Question, evaluate};
 use files::Files;
 
 const MANIFEST: &str = "bundle.toml";
@@ -95,6 +97,8 @@ pub struct Bundle {
     governed: read::Governed,
     policies: Policies,
     own_cases: Vec<Case>,
+    /// Where each rule comes from.
+    sources: BTreeMap<String, String>,
     /// The bundled cases, with the bundled rules as they are without anything laid over them.
     bundled: Option<(Policies, Vec<Case>)>,
 }
@@ -130,6 +134,11 @@ impl Bundle {
             Extends::Builtin => laid_over(bundled, rule_files(&own, &mut errors)),
             Extends::None => rule_files(&own, &mut errors),
         };
+        let place = |rule: &RuleFile| match (own.get(&rule.file), dir) {
+            (Some(text), Some(dir)) if text == rule.text => dir.join(&rule.file).display().to_string(),
+            _ => "the binary".to_owned(),
+        };
+        let sources = in_force.iter().map(|rule| (rule.id.clone(), place(rule))).collect();
         let rules = rules(&in_force, overlays, &mut errors);
         for (file, rule) in
             in_force.iter().filter_map(|file| Some((file, rules.iter().find(|rule| rule.id() == file.id)?)))
@@ -146,7 +155,17 @@ impl Bundle {
             let settings = Settings { ip_allow_listing: true, mode: Mode::Enforce };
             (Policies::new(plain, settings, digest.clone()), bundled_cases)
         });
-        Ok(Self { governed, policies: Policies::new(rules, settings, digest), own_cases, bundled })
+        Ok(Self { governed, policies: Policies::new(rules, settings, digest), own_cases, sources, bundled })
+    }
+
+    /// The files of the bundle in the binary, by name.
+    pub fn files() -> Vec<(String, String)> {
+        Files::builtin().into_all()
+    }
+
+    /// Where a rule in force comes from: the binary, or a file.
+    pub fn source(&self, rule: &str) -> &str {
+        self.sources.get(rule).map_or("the binary", String::as_str)
     }
 
     /// Every write that decides who may log in.

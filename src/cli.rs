@@ -10,6 +10,7 @@ mod demo;
 mod health;
 mod history;
 mod out;
+mod policy;
 mod serve;
 mod show;
 mod token;
@@ -104,6 +105,14 @@ enum Command {
         settings: Settings,
         #[command(flatten)]
         args: token::Args,
+    },
+    /// List the rules in force, judge a request without sending it, export the bundle
+    #[command(after_help = "Example: patchwarden policy list")]
+    Policy {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: policy::Args,
     },
 }
 
@@ -212,5 +221,6 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::History { settings, args } => history::run(&args, &settings.load(false)?).await,
         Command::Show { settings, args } => show::run(&args, &settings.load(false)?).await,
         Command::Token { settings, args } => token::run(&args, &settings.load(false)?).await,
+        Command::Policy { settings, args } => policy::run(&args, &settings.load(false)?),
     }
 }

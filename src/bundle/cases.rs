@@ -8,20 +8,12 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
-use serde_json::Value;
 
+use super::evaluate::{Answer, Question, evaluate};
 use super::{Bundle, Files, LoadError, read};
-use crate::effect;
-use crate::id::TargetId;
-use crate::json::{self, Document};
 use crate::keys::Keys;
-use crate::operation::{Operation, State, Write};
-use crate::policy::{self, Facts, Mode, Policies, Settings};
+use crate::policy::{Mode, Policies, Settings};
 use crate::refusal::Finding;
-use crate::schema::{self, UnknownMembers};
-
-/// The target of every case that has no state before.
-const TARGET: &str = "0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -107,65 +99,24 @@ pub(super) fn run(bundle: &Bundle, policies: &Policies, cases: &[Case]) -> Vec<S
 }
 
 fn decided(bundle: &Bundle, policies: &Policies, case: &Case, keys: &Keys) -> Result<Expected, String> {
-    let operation = bundle.operation(&case.operation);
-    let operation = operation.ok_or_else(|| format!("there is no operation `{}`", case.operation))?;
-    let before = if operation.write == Write::Create { None } else { Some(before(operation, case)?) };
-    let (id, before) = before.unzip();
-    let target = TargetId::canonical(&operation.object.target, id.as_deref().unwrap_or(TARGET));
-    let target = target.ok_or("the state before has no canonical id")?;
-    let schema = bundle.schema(&operation.name);
-    let body = case.body.as_deref().map(|body| Document::read(body.as_bytes()));
-    let document = body.transpose().map_err(|fault| format!("body: {fault}"))?;
-    if document.is_some() == (operation.write == Write::Remove) {
-        return Err("`body` is for a change and an attach, and must stand there".to_owned());
-    }
-    let refused = || Expected {
-        decision: Decision::Refuse,
-        violations: BTreeSet::from(["schema".to_owned()]),
-        warnings: BTreeSet::new(),
-    };
-    let edit = match &document {
-        None => None,
-        Some(document) => match schema::check(schema, operation, document, &target, UnknownMembers::Warn) {
-            Ok(edit) => Some(edit),
-            Err(_) => return Ok(refused()),
-        },
-    };
-    let proposed = effect::propose(operation, before.as_ref(), edit.as_ref());
-    let facts = Facts::new(operation, before.as_ref(), &proposed, edit.as_ref(), document.as_ref(), &target);
     let allowed = policies.settings().ip_allow_listing;
     let settings =
         Settings { ip_allow_listing: case.ip_allow_listing.unwrap_or(allowed), mode: Mode::Enforce };
     let policies = Policies::new(policies.rules().to_vec(), settings, policies.digest().clone());
-    Ok(match policy::decide(&policies, &facts.by(case.caller.as_deref()).with_schema(schema), keys) {
-        Ok(permit) => Expected {
-            decision: Decision::Allow,
-            violations: BTreeSet::new(),
-            warnings: rules(permit.warnings()),
-        },
-        Err(denial) => Expected {
-            decision: Decision::Deny,
-            violations: rules(&denial.violations),
-            warnings: rules(&denial.warnings),
-        },
-    })
-}
-
-/// The id and the state of the row before.
-fn before(operation: &Operation, case: &Case) -> Result<(String, State), String> {
-    let object = &operation.object;
-    let text = case.before.as_deref().ok_or("the operation needs a state `before`")?;
-    let mut answer = json::value(text.as_bytes()).map_err(|fault| format!("before: {fault}"))?;
-    let row = answer.get_mut(&object.envelope).and_then(Value::as_object_mut);
-    let row = row.ok_or_else(|| format!("before: has no `{}`", object.envelope))?;
-    if let Some(stored) = &case.stored {
-        let stored = Document::read(stored.as_bytes()).map_err(|fault| format!("stored: {fault}"))?;
-        row.extend(stored.members().clone());
-    }
-    let id = row.get(&object.target_member).and_then(Value::as_str).unwrap_or("").to_owned();
-    let stored =
-        State::read(object, &id, &answer).map_err(|unreadable| format!("before: {}", unreadable.0))?;
-    Ok((id, stored.state))
+    let question = Question {
+        operation: &case.operation,
+        before: case.before.as_deref(),
+        stored: case.stored.as_deref(),
+        body: case.body.as_deref(),
+        caller: case.caller.as_deref(),
+    };
+    let (decision, violations, warnings) = match evaluate(bundle, &policies, &question, keys)?.answer {
+        // The schema is no rule, but what it says is a violation all the same.
+        Answer::Refused(_) => (Decision::Refuse, BTreeSet::from(["schema".to_owned()]), BTreeSet::new()),
+        Answer::Allowed(permit) => (Decision::Allow, BTreeSet::new(), rules(permit.warnings())),
+        Answer::Denied(denial) => (Decision::Deny, rules(&denial.violations), rules(&denial.warnings)),
+    };
+    Ok(Expected { decision, violations, warnings })
 }
 
 fn rules(findings: &[Finding]) -> BTreeSet<String> {

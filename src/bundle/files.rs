@@ -55,6 +55,11 @@ impl Files {
         Self(files.into_iter().map(|(file, text)| (file.to_owned(), text.to_owned())).collect())
     }
 
+    /// All of them, by name.
+    pub(super) fn into_all(self) -> Vec<(String, String)> {
+        self.0.into_iter().collect()
+    }
+
     /// What a folder holds.
     pub(super) fn of_folder(dir: &Path, errors: &mut Vec<LoadError>) -> Self {
         let mut files = Self::default();

@@ -56,6 +56,17 @@ pub enum Existing {
     Deny,
 }
 
+impl Existing {
+    /// As rule files write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Tolerate => "tolerate",
+            Self::Deny => "deny",
+        }
+    }
+}
+
 /// One thing wrong with a rule file or with the settings laid over it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleError {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::client::{Answer, request};
-use crate::support::gateway::{Gateway, change_of};
+use crate::support::gateway::{Gateway, change_of, program};
 use crate::support::upstream::Upstream;
 use crate::support::{IDENTITY, good_attach, good_patch, jwt, jwt_auth_path};
 use crate::tls::written;
@@ -71,4 +71,97 @@ async fn the_strict_example_says_everything_that_is_foreign_at_once() {
         assert!(rules.contains(&rule), "{rules:?}");
     }
     assert!(upstream.writes().is_empty());
+}
+
+fn policy(folder: &TempDir, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = program().current_dir(folder.path()).arg("policy").args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn every_rule_is_listed_with_where_it_comes_from() {
+    let folder = TempDir::new().unwrap();
+    written(folder.path(), "patchwarden.toml", "[rules.open-network]\nlevel = \"warn\"\n");
+    let strict = concat!(env!("CARGO_MANIFEST_DIR"), "/policies/strict");
+    let (code, out, err) = policy(&folder, &["list", "--policies", strict]);
+    assert_eq!(code, Some(0), "{err}");
+    let line = |rule: &str| {
+        out.lines().find(|line| line.starts_with(rule)).unwrap_or_else(|| panic!("{rule}: {out}"))
+    };
+    assert!(line("open-network").contains("warn   stored    the binary, [rules.open-network]"), "{out}");
+    assert!(
+        line("token-lifetime").contains("deny   tolerate")
+            && line("token-lifetime").contains("rules/token-lifetime.toml")
+    );
+    assert!(line("own-issuer").contains("rules/own-issuer.toml"));
+}
+
+#[test]
+fn what_is_exported_is_a_folder_that_means_the_same() {
+    let folder = TempDir::new().unwrap();
+    let (code, _, err) = policy(&folder, &["export", "mine"]);
+    assert_eq!(code, Some(0), "{err}");
+    let check = program()
+        .current_dir(folder.path())
+        .args(["check", "--upstream", "http://a", "--policies", "mine/rules"])
+        .output()
+        .unwrap();
+    assert_eq!(check.status.code(), Some(0), "{}", String::from_utf8_lossy(&check.stderr));
+    let (code, _, err) = policy(&folder, &["export", "mine"]);
+    assert_eq!(code, Some(3));
+    assert!(err.contains("is not empty"), "{err}");
+}
+
+#[test]
+fn a_request_is_judged_without_sending_it() {
+    let folder = TempDir::new().unwrap();
+    let row = json!({"identityJwtAuth": {
+        "id": "6f1d2c3b-4a59-4687-8f10-2b3c4d5e6f70", "identityId": IDENTITY,
+        "createdAt": "2026-01-10T09:00:00.000Z", "updatedAt": "2026-01-10T09:00:00.000Z",
+        "configurationType": "jwks", "jwksUrl": "https://idp.example/jwks.json", "jwksCaCert": "", "publicKeys": [""],
+        "boundIssuer": "https://idp.example", "boundAudiences": "patchwarden", "boundClaims": {}, "boundSubject": "s",
+        "accessTokenTTL": 3600, "accessTokenMaxTTL": 86400, "accessTokenNumUsesLimit": 0, "accessTokenPeriod": 0,
+        "accessTokenTrustedIps": [{"ipAddress": "203.0.113.0", "type": "ipv4", "prefix": 24}],
+    }});
+    written(folder.path(), "before.json", &row.to_string());
+    let required = json!({"configurationType": "jwks", "jwksUrl": "https://idp.example/jwks.json"});
+    let mut open = required.clone();
+    open["accessTokenTTL"] = json!(0);
+    written(folder.path(), "open.json", &open.to_string());
+    let mut fine = required;
+    fine["accessTokenTTL"] = json!(900);
+    written(folder.path(), "fine.json", &fine.to_string());
+
+    let (code, out, err) = policy(&folder, &["eval", "--before", "before.json", "--body", "fine.json"]);
+    assert_eq!((code, out.as_str()), (Some(0), "allow\n  changes  accessTokenTTL 1h -> 15m\n"), "{err}");
+    let (code, out, _) = policy(&folder, &["eval", "--before", "before.json", "--body", "open.json"]);
+    assert_eq!(code, Some(1));
+    for part in
+        ["deny\n", "token-lifetime /accessTokenTTL", "set accessTokenTTL to 1 to 86400", "\"value\":86400"]
+    {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let (_, out, _) =
+        policy(&folder, &["eval", "--before", "before.json", "--body", "open.json", "--format", "json"]);
+    let shown: Value = out.parse().unwrap();
+    assert_eq!(
+        (&shown["proposed"]["accessTokenTTL"], &shown["fix"][0]["op"]),
+        (&json!(0), &json!("replace"))
+    );
+    let (code, out, _) =
+        policy(&folder, &["eval", "--operation", "jwt-auth.revoke", "--before", "before.json"]);
+    assert_eq!((code, out.lines().next()), (Some(0), Some("allow")));
+    for (arguments, part) in [
+        (&["eval", "--body", "fine.json"][..], "needs a state `before`"),
+        (
+            &["eval", "--operation", "jwt-auth.x"],
+            "there is no operation `jwt-auth.x`; there are: jwt-auth.attach",
+        ),
+        (&["eval", "--before", "before.json"], "must stand there"),
+        (&["eval", "--before", "none.json"], "none.json: "),
+    ] {
+        let (code, _, err) = policy(&folder, arguments);
+        assert!(matches!(code, Some(1 | 3)) && err.contains(part), "{part}: {code:?} {err}");
+    }
 }

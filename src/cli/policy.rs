@@ -1,0 +1,175 @@
+//! `patchwarden policy`: what is in force, and what it would say.
+//!
+//! `list` names every rule with where it comes from, `export` writes the bundle of the binary into a folder, `eval` judges
+//! one request without sending it. All load the policies exactly as `serve` would; what is wrong with them ends with 1.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+use super::out::print;
+use super::{UNABLE, WRONG};
+use crate::app::{self, Failure};
+use crate::bundle::{Answer, Bundle, Question, evaluate};
+use crate::config::Config;
+use crate::keys::Keys;
+use crate::policy::Level;
+use crate::view;
+
+/// What `policy` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Name every rule, how strong it is, and where it comes from
+    #[command(after_help = "Example: patchwarden policy list --policies policies/strict")]
+    List,
+    /// Write the bundle of the binary into a folder that is not there or empty
+    #[command(after_help = "Example: patchwarden policy export my-policies")]
+    Export {
+        /// The folder
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+    },
+    /// Judge one request without sending it; exits 1 unless it is allowed
+    #[command(
+        after_help = "Example: patchwarden policy eval --before answer.json --body request.json\nThe answer is that of GET /api/v1/auth/jwt-auth/identities/{identityId}."
+    )]
+    Eval {
+        /// What the request would do
+        #[arg(long, value_name = "NAME", default_value = "jwt-auth.update")]
+        operation: String,
+        /// File with the API's answer to a read of the state before; not for an attach
+        #[arg(long, value_name = "FILE")]
+        before: Option<PathBuf>,
+        /// File with the request's body, or `-` for standard input; not for a removal
+        #[arg(long, value_name = "FILE")]
+        body: Option<PathBuf>,
+        /// Id of who asks, for rules about callers
+        #[arg(long, value_name = "ID")]
+        caller: Option<String>,
+        /// How to print it
+        #[arg(long, value_enum, default_value = "text")]
+        format: Format,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// With every state, violation and warning
+    Json,
+}
+
+pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
+    match &args.command {
+        Command::List => list(&app::load_bundle(config)?, config),
+        Command::Export { folder } => export(folder),
+        Command::Eval { operation, before, body, caller, format } => {
+            let bundle = app::load_bundle(config)?;
+            let before = before.as_deref().map(read).transpose()?;
+            let body = body.as_deref().map(read).transpose()?;
+            let question = Question {
+                operation,
+                before: before.as_deref(),
+                body: body.as_deref(),
+                caller: caller.as_deref(),
+                ..Question::default()
+            };
+            eval(&bundle, &question, *format)
+        }
+    }
+}
+
+fn list(bundle: &Bundle, config: &Config) -> Result<u8, Failure> {
+    let rows: Vec<_> = bundle
+        .policies()
+        .rules()
+        .iter()
+        .map(|rule| {
+            let level = match rule.level() {
+                Level::Deny => "deny",
+                Level::Warn => "warn",
+                Level::Off => "off",
+            };
+            let laid_over = config.rules.contains_key(rule.id());
+            let source = match (bundle.source(rule.id()), laid_over) {
+                (source, false) => source.to_owned(),
+                (source, true) => format!("{source}, [rules.{}]", rule.id()),
+            };
+            [
+                rule.id().to_owned(),
+                level.to_owned(),
+                rule.existing().as_str().to_owned(),
+                source,
+                rule.title().to_owned(),
+            ]
+        })
+        .collect();
+    print(&view::table(["RULE", "LEVEL", "EXISTING", "FROM", "TITLE"], &rows))?;
+    print(&format!("\npolicy digest {}\n", bundle.digest())).map(|()| 0)
+}
+
+fn export(folder: &Path) -> Result<u8, Failure> {
+    let unable = |what: &Path, error: &dyn std::fmt::Display| Failure {
+        code: UNABLE,
+        message: format!("{}: {error}", what.display()),
+    };
+    if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(unable(folder, &"is not empty; name a folder that is not there, or empty"));
+    }
+    for (name, text) in Bundle::files() {
+        let path = folder.join(name);
+        let above = path.parent().unwrap_or(folder);
+        std::fs::create_dir_all(above).map_err(|error| unable(above, &error))?;
+        std::fs::write(&path, text).map_err(|error| unable(&path, &error))?;
+    }
+    print(&format!("{}: change what you need, then --policies {}\n", folder.display(), folder.display()))
+        .map(|()| 0)
+}
+
+fn eval(bundle: &Bundle, question: &Question<'_>, format: Format) -> Result<u8, Failure> {
+    let wrong = |message| Failure { code: WRONG, message };
+    let evaluation = evaluate(bundle, bundle.policies(), question, &Keys::ephemeral()).map_err(wrong)?;
+    let shown = evaluation.shown(bundle.policies());
+    print(&match format {
+        Format::Json => format!("{shown:#}\n"),
+        Format::Text => text(&shown),
+    })?;
+    Ok(if matches!(evaluation.answer, Answer::Allowed(_)) { 0 } else { WRONG })
+}
+
+fn text(shown: &Value) -> String {
+    let said = |value: &Value| view::visible(value.as_str().unwrap_or("-")).into_owned();
+    let mut text = format!("{}\n", said(&shown["decision"]));
+    if let Some(summary) = shown["summary"].as_str() {
+        text += &format!("  changes  {}\n", view::visible(summary));
+    }
+    for (kind, title) in [("violations", "denied"), ("warnings", "warned")] {
+        for found in shown[kind].as_array().into_iter().flatten() {
+            text += &format!("  {title}   {} {}\n", said(&found["rule"]), said(&found["pointer"]));
+            text += &format!("           {}; {}\n", said(&found["message"]), said(&found["help"]));
+        }
+    }
+    if !shown["fix"].is_null() {
+        text += &format!("  fix      {}\n", view::visible(&shown["fix"].to_string()));
+    }
+    text
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let text = if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    text.map_err(|error| Failure { code: UNABLE, message: format!("{}: {error}", path.display()) })
+}
