@@ -4,6 +4,8 @@
 //! part cannot be made; what cannot is a [`Failure`] with its exit code. A log that cannot be written yet is no failure: the
 //! gateway starts degraded. [`Running::stop`] stops accepting, lets what is in flight end, and writes what waits.
 
+mod reload;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
@@ -30,6 +32,8 @@ use crate::server::{self, Door, Server, Socket, Tls};
 use crate::store;
 use crate::upstream::Upstream;
 use crate::upstream::client_address::TrustedProxies;
+
+use reload::{Folder, Reload};
 
 const ADMIN_CONNECTIONS: usize = 256;
 const PROBE: Duration = Duration::from_secs(10);
@@ -116,7 +120,9 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let access = Access::new(audit.clone(), config.admin.token_file.as_deref());
     let access = access.map_err(|error| Failure::misconfigured(format!("admin.token_file: {error}")))?;
     let readiness = Readiness::new();
-    let gateway = assemble(&config, bundle, upstream.clone(), &audit, keys, &metrics, trusted, &tasks, &stop);
+    let bundle = Arc::new(RwLock::new(Arc::new(bundle)));
+    let gateway =
+        assemble(&config, bundle.clone(), upstream.clone(), &audit, keys, &metrics, trusted, &tasks, &stop);
 
     let servers = TaskTracker::new();
     let admin_servers = TaskTracker::new();
@@ -146,8 +152,15 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         serve_socket(config.data.join("admin.sock"), state, admin_limits, audit.clone(), stop_admin.clone());
     admin_servers.spawn(socket);
     servers.spawn(look_around(upstream, config.mode, stop.clone()));
-    let certificates: Vec<_> = tls.into_iter().chain(admin_tls).collect();
-    servers.spawn(renew(certificates, config.tls.reload.0, metrics.clone(), stop.clone()));
+    let reload = Reload {
+        certificates: tls.into_iter().chain(admin_tls).collect(),
+        policies: config.policies_dir.is_some().then(|| Folder::new(&config, bundle)),
+        every: (config.tls.reload.0, config.policies_reload.0),
+        audit: audit.clone(),
+        readiness: readiness.clone(),
+        metrics: metrics.clone(),
+    };
+    servers.spawn(reload.run(stop.clone()));
 
     readiness.enter(Phase::Ready);
     log::listening(gateway_address, admin_address);
@@ -244,7 +257,7 @@ async fn bind(address: SocketAddr, key: &str) -> Result<(TcpListener, SocketAddr
 #[expect(clippy::too_many_arguments, reason = "each part once, at the one place that knows all of them")]
 fn assemble(
     config: &Config,
-    bundle: Bundle,
+    bundle: Arc<RwLock<Arc<Bundle>>>,
     upstream: Upstream,
     audit: &Audit,
     keys: Arc<Keys>,
@@ -259,7 +272,7 @@ fn assemble(
     Arc::new(Gateway {
         upstream,
         audit: audit.clone(),
-        bundle: RwLock::new(Arc::new(bundle)),
+        bundle,
         keys,
         clock: Clock::System,
         metrics: metrics.clone(),
@@ -293,33 +306,6 @@ const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "enforce",
         Mode::Observe => "observe",
-    }
-}
-
-/// Takes new certificates when their files change, looked at now and then and on SIGHUP. What is wrong stays out, and what
-/// was in use stays in use.
-async fn renew(certificates: Vec<Arc<Tls>>, every: Duration, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = hangup.recv() => {}
-            () = tokio::time::sleep(every), if !certificates.is_empty() => {}
-        }
-        for tls in &certificates {
-            let again = tls.clone();
-            match tokio::task::spawn_blocking(move || again.reload()).await {
-                Ok(Ok(true)) => {
-                    metrics.tls_reload_failed.set(0);
-                    log::tls_reloaded(tls.section());
-                }
-                Ok(Ok(false)) | Err(_) => {}
-                Ok(Err(problem)) => {
-                    metrics.tls_reload_failed.set(1);
-                    log::tls_reload_failed(&problem);
-                }
-            }
-        }
     }
 }
 

@@ -634,6 +634,18 @@ impl Audit {
         }
     }
 
+    /// What its clock says.
+    pub fn now(&self) -> Time {
+        self.0.clock.now()
+    }
+
+    /// Writes into the log what became of the gateway itself.
+    pub fn note(&self, name: &'static str, payload: Value) {
+        let (reply, _) = oneshot::channel();
+        let group = Group::of(entry::lifecycle(name, payload));
+        self.send(Job { group, must: true, attempt: false, reply });
+    }
+
     /// Writes everything that waits, says so in the log, and closes the store.
     pub async fn stop(&self) {
         self.fold_now();

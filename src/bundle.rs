@@ -18,7 +18,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::id::Digest;
+use crate::id::{Digest, sha256};
 use crate::json;
 use crate::operation::{Catalogue, Operation};
 use crate::policy::{Mode, Policies, Rule, Settings};
@@ -224,6 +224,14 @@ fn manifest(text: &str, errors: &mut Vec<LoadError>) -> Extends {
         }
         None => Extends::Builtin,
     }
+}
+
+/// A digest of everything a folder holds that a bundle may read.
+pub fn content(dir: &Path) -> [u8; 32] {
+    let mut errors = Vec::new();
+    let files = Files::of_folder(dir, &mut errors).into_all();
+    let problems: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    sha256(&[json!([files, problems]).to_string().as_bytes()])
 }
 
 /// The rule files of a folder: those in `rules/`, and those beside it.

@@ -29,7 +29,7 @@ use crate::pipeline::UngovernedWrites;
 use crate::policy::Mode;
 use crate::schema::UnknownMembers;
 use crate::server::{Tls, TlsSettings};
-use crate::units::Size;
+use crate::units::{Size, Span};
 use crate::upstream::client_address::{self, TrustedProxies};
 use crate::upstream::{self, Upstream};
 use crate::{access, audit, log};
@@ -71,10 +71,17 @@ struct Store {
 }
 
 /// `[policies]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Policies {
     dir: Option<PathBuf>,
+    reload: Span,
+}
+
+impl Default for Policies {
+    fn default() -> Self {
+        Self { dir: None, reload: Span::secs(10) }
+    }
 }
 
 /// `[log]`
@@ -141,6 +148,8 @@ pub struct Config {
     pub store_url: String,
     /// Folder of rules that are added to those of the bundle.
     pub policies_dir: Option<PathBuf>,
+    /// How often it is looked at.
+    pub policies_reload: Span,
     /// TLS of the gateway's port.
     pub tls: TlsSettings,
     /// Whose `X-Forwarded-For` is believed.
@@ -216,6 +225,7 @@ impl Config {
             upstream: section(&mut layers, "upstream"),
             store_url: store.url.unwrap_or_else(|| format!("sqlite:{}", data.display())),
             policies_dir: policies.dir,
+            policies_reload: policies.reload,
             tls: section(&mut layers, "tls"),
             client_address: section(&mut layers, "client_address"),
             admin: section(&mut layers, "admin"),
@@ -280,6 +290,11 @@ impl Config {
                 );
             }
             _ => layers.wrong("store.url", "names no known store; write `sqlite:` and the path of a file"),
+        }
+        for (key, span) in [("policies.reload", self.policies_reload), ("tls.reload", self.tls.reload)] {
+            if span.0.is_zero() {
+                layers.wrong(key, "is zero; write how often to look, like `10s`");
+            }
         }
         if self.upstream.late_write_limit.0.is_zero() {
             layers.wrong(

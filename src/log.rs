@@ -159,6 +159,16 @@ pub fn client_identity_dropped(address: IpAddr) {
     );
 }
 
+/// New policies are in force.
+pub fn reloaded(policy_digest: &str) {
+    tracing::info!(event = "reloaded", policy_digest, "the policies changed and were taken");
+}
+
+/// What was to be taken is wrong; what was in force stays in force.
+pub fn reload_failed(detail: &str) {
+    tracing::error!(event = "reload_failed", detail, "the policies stay as they were: {detail}");
+}
+
 /// A port shows a new certificate from the next connection on.
 pub fn tls_reloaded(section: &str) {
     tracing::info!(event = "tls_reloaded", section, "the files under {section} changed and were taken");

@@ -93,6 +93,7 @@ pub struct Metrics {
     pub audit_up: Gauge,
     /// 1 while new TLS files are wrong and the old ones in use.
     pub tls_reload_failed: Gauge,
+    pub policy_reload_failed: Gauge,
 }
 
 /// Makes the histograms of one family.
@@ -132,6 +133,7 @@ impl Metrics {
             connections: Gauge::default(),
             audit_up: Gauge::default(),
             tls_reload_failed: Gauge::default(),
+            policy_reload_failed: Gauge::default(),
         };
         let m = &metrics;
         registry.register(
@@ -174,6 +176,11 @@ impl Metrics {
         registry.register("in_flight", "Requests being handled", m.in_flight.clone());
         registry.register("connections", "Open connections of the gateway's port", m.connections.clone());
         registry.register("audit_up", "1 while the log can be written", m.audit_up.clone());
+        registry.register(
+            "policy_reload_failed",
+            "1 while changed policies are wrong and what was loaded before is in force",
+            m.policy_reload_failed.clone(),
+        );
         registry.register(
             "tls_reload_failed",
             "1 while changed TLS files are wrong and what was read before is in use",

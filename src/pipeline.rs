@@ -73,7 +73,7 @@ pub struct Gateway {
     /// The log.
     pub audit: Audit,
     /// What is in force.
-    pub bundle: RwLock<Arc<Bundle>>,
+    pub bundle: Arc<RwLock<Arc<Bundle>>>,
     /// Fingerprints.
     pub keys: Arc<Keys>,
     /// Dates.

@@ -4,19 +4,21 @@
 //! Anybody may ask for the word, details need a token: they name files and databases. A log that cannot be written
 //! still lets requests pass, so it is 200, unless asked with `?require=audit`.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::{self, RawQuery};
 use axum::response::{IntoResponse, Response};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::State;
 use super::problem::Problem;
 use crate::access::Role;
 use crate::audit::Status;
+use crate::clock::Time;
 
 /// Where the gateway is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +32,15 @@ pub enum Phase {
     Stopping = 2,
 }
 
-/// The phase, shared. Clones are the same.
+/// The phase and what is wrong beside the log, shared. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicU8>);
+pub struct Readiness(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    phase: AtomicU8,
+    problems: Mutex<BTreeMap<&'static str, (Time, String)>>,
+}
 
 impl Readiness {
     /// Starting.
@@ -42,12 +50,26 @@ impl Readiness {
 
     /// Moves on; nothing leads back, and nothing out of [`Phase::Stopping`].
     pub fn enter(&self, phase: Phase) {
-        self.0.fetch_max(phase as u8, Ordering::SeqCst);
+        self.0.phase.fetch_max(phase as u8, Ordering::SeqCst);
+    }
+
+    /// Something is wrong with a part that does not stop requests.
+    pub fn problem(&self, part: &'static str, since: Time, detail: &str) {
+        self.problems().insert(part, (since, detail.to_owned()));
+    }
+
+    /// It no longer is.
+    pub fn solved(&self, part: &'static str) {
+        self.problems().remove(part);
+    }
+
+    fn problems(&self) -> MutexGuard<'_, BTreeMap<&'static str, (Time, String)>> {
+        self.0.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it is now.
     pub fn phase(&self) -> Phase {
-        match self.0.load(Ordering::SeqCst) {
+        match self.0.phase.load(Ordering::SeqCst) {
             0 => Phase::Starting,
             1 => Phase::Ready,
             _ => Phase::Stopping,
@@ -74,17 +96,22 @@ pub(super) async fn readyz(
         Phase::Ready if degraded => ("degraded", !require_audit),
         Phase::Ready => ("ready", true),
     };
-    let mut problems = Vec::new();
+    let mut problems: Vec<(&str, Time, String)> = Vec::new();
     if let Status::Down { since, detail } = audit {
-        // Whoever sends no token is not worth a look into the store.
-        let known = role.is_some()
-            || (headers.contains_key(AUTHORIZATION) && state.access.authorise(&headers).await.is_ok());
-        problems.push(if known {
-            json!({"part": "audit", "since": since, "detail": detail})
-        } else {
-            json!({"part": "audit", "since": since})
-        });
+        problems.push(("audit", since, detail));
     }
+    problems.extend(
+        state.readiness.problems().iter().map(|(part, (since, detail))| (*part, *since, detail.clone())),
+    );
+    // Whoever sends no token is not worth a look into the store.
+    let is_known = !problems.is_empty()
+        && (role.is_some()
+            || (headers.contains_key(AUTHORIZATION) && state.access.authorise(&headers).await.is_ok()));
+    let told = |(part, since, detail): (&str, Time, String)| match is_known {
+        true => json!({"part": part, "since": since, "detail": detail}),
+        false => json!({"part": part, "since": since}),
+    };
+    let problems: Vec<Value> = problems.into_iter().map(told).collect();
     let status = if passing { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({"status": word, "problems": problems}).to_string();
     Ok((status, [(CONTENT_TYPE, "application/json")], body).into_response())

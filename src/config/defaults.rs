@@ -74,6 +74,7 @@ const OWN: &[(&str, Kind, &str, &str)] = &[
     ("upstream.late_write_limit", TEXT, "\"120s\"", "how long a write without an answer may still land"),
     ("store.url", TEXT, "?\"sqlite:patchwarden-data/patchwarden.db\"", "default: patchwarden.db in the data folder"),
     ("policies.dir", TEXT, "?\"policies\"", "folder of rules that are added to those in the binary"),
+    ("policies.reload", TEXT, "\"10s\"", "how often the folder is looked at; SIGHUP looks at once"),
     ("tls.cert_file", TEXT, "?\"/etc/patchwarden/tls.crt\"", "certificate and chain of the gateway's port, PEM"),
     ("tls.key_file", TEXT, "?\"/etc/patchwarden/tls.key\"", "its private key, PEM"),
     ("tls.reload", TEXT, "\"10s\"", "how often the files of both ports are looked at; SIGHUP looks at once"),

@@ -18,6 +18,7 @@ mod outage;
 mod passthrough;
 mod races;
 mod refusals;
+mod reload;
 mod rules;
 mod secrets;
 mod streams;

@@ -1,0 +1,153 @@
+//! What is taken anew while the gateway runs: certificates, and the folder of policies.
+//!
+//! Looked at now and then and on SIGHUP, by content, so that a swapped link counts and a touched file does not. What is
+//! wrong is never taken: what was in force stays, and the log, the metrics, `/readyz` and the audit log say why. A
+//! request is judged whole by the bundle it began with.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Readiness;
+use crate::audit::Audit;
+use crate::bundle::{self, Bundle};
+use crate::config::Config;
+use crate::log;
+use crate::metrics::Metrics;
+use crate::policy::Settings;
+use crate::server::Tls;
+
+/// The part of `/readyz` that tells of policies that were not taken.
+const PART: &str = "policies";
+/// Of what is wrong with them the audit log keeps so many characters.
+const MAX_TOLD: usize = 2000;
+
+/// Everything that can change.
+pub(super) struct Reload {
+    pub(super) certificates: Vec<Arc<Tls>>,
+    pub(super) policies: Option<Folder>,
+    /// How often certificates and policies are looked at.
+    pub(super) every: (Duration, Duration),
+    pub(super) audit: Audit,
+    pub(super) readiness: Readiness,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// A folder of policies and the bundle made of it.
+#[derive(Clone)]
+pub(super) struct Folder {
+    dir: PathBuf,
+    overlays: toml::Table,
+    settings: Settings,
+    in_force: Arc<RwLock<Arc<Bundle>>>,
+    /// Digest of the content that was last tried, right or wrong.
+    tried: [u8; 32],
+}
+
+impl Folder {
+    /// The folder of a configuration whose bundle is in force.
+    pub(super) fn new(config: &Config, in_force: Arc<RwLock<Arc<Bundle>>>) -> Self {
+        let dir = config.policies_dir.clone().unwrap_or_default();
+        let settings = Settings { ip_allow_listing: config.upstream.ip_allow_listing, mode: config.mode };
+        let tried = bundle::content(&dir);
+        Self { dir, overlays: config.rules.clone(), settings, in_force, tried }
+    }
+
+    /// Loads what changed; `None` when nothing did. Everything wrong comes back, a failed case included.
+    fn changed(&mut self) -> Option<Result<Bundle, Vec<String>>> {
+        let content = bundle::content(&self.dir);
+        if content == self.tried {
+            return None;
+        }
+        self.tried = content;
+        let loaded = Bundle::load(Some(&self.dir), &self.overlays, self.settings);
+        Some(match loaded {
+            Err(errors) => Err(errors.iter().map(ToString::to_string).collect()),
+            Ok(bundle) => {
+                let failed = bundle.run_cases();
+                if failed.is_empty() { Ok(bundle) } else { Err(failed) }
+            }
+        })
+    }
+}
+
+impl Reload {
+    /// Looks until told to stop.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+        let (certificates, policies) = self.every;
+        loop {
+            let (has_certificates, has_policies) = (!self.certificates.is_empty(), self.policies.is_some());
+            let (look_at_certificates, look_at_policies) = tokio::select! {
+                () = stop.cancelled() => return,
+                _ = hangup.recv() => (true, true),
+                () = sleep(certificates), if has_certificates => (true, false),
+                () = sleep(policies), if has_policies => (false, true),
+            };
+            if look_at_certificates {
+                self.renew().await;
+            }
+            if look_at_policies {
+                self.reload().await;
+            }
+        }
+    }
+
+    async fn renew(&self) {
+        for tls in &self.certificates {
+            let again = tls.clone();
+            match tokio::task::spawn_blocking(move || again.reload()).await {
+                Ok(Ok(true)) => {
+                    self.metrics.tls_reload_failed.set(0);
+                    log::tls_reloaded(tls.section());
+                }
+                Ok(Ok(false)) | Err(_) => {}
+                Ok(Err(problem)) => {
+                    self.metrics.tls_reload_failed.set(1);
+                    log::tls_reload_failed(&problem);
+                }
+            }
+        }
+    }
+
+    async fn reload(&mut self) {
+        let Some(mut folder) = self.policies.take() else { return };
+        let looked = tokio::task::spawn_blocking(move || {
+            let found = folder.changed();
+            (folder, found)
+        });
+        let Ok((folder, found)) = looked.await else { return };
+        match found {
+            None => {}
+            Some(Ok(bundle)) => self.take(&folder, bundle),
+            Some(Err(wrong)) => self.refuse(&folder, &wrong),
+        }
+        self.policies = Some(folder);
+    }
+
+    fn take(&self, folder: &Folder, bundle: Bundle) {
+        let digest = bundle.digest().clone();
+        let mut in_force = folder.in_force.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *in_force, Arc::new(bundle));
+        drop(in_force);
+        self.metrics.policy_reload_failed.set(0);
+        self.readiness.solved(PART);
+        log::reloaded(digest.as_str());
+        let (old, new) = (before.digest(), &digest);
+        self.audit.note("policies", json!({"v": 1, "old": old, "new": new}));
+    }
+
+    fn refuse(&self, folder: &Folder, wrong: &[String]) {
+        let told: String = wrong.join("; ").chars().take(MAX_TOLD).collect();
+        let in_force = folder.in_force.read().unwrap_or_else(PoisonError::into_inner).digest().clone();
+        self.metrics.policy_reload_failed.set(1);
+        self.readiness.problem(PART, self.audit.now(), &told);
+        log::reload_failed(&told);
+        self.audit.note("policies_refused", json!({"v": 1, "in_force": in_force, "problem": told}));
+    }
+}
