@@ -25,6 +25,7 @@ use crate::policy::{Mode, Policies, Rule, Settings};
 use crate::schema::Schema;
 
 use cases::Case;
+pub use cases::Trial;
 pub use evaluate::{Answer, Evaluation, Question, evaluate};
 use files::Files;
 
@@ -201,16 +202,17 @@ impl Bundle {
     /// Runs the policy cases, one text for each that fails: the bundled ones by the bundled rules as they are, the
     /// folder's own by everything in force; always enforcing.
     pub fn run_cases(&self) -> Vec<String> {
-        let mut failures = cases::run(self, &self.policies, &self.own_cases);
-        if let Some((policies, cases)) = &self.bundled {
-            failures.extend(cases::run(self, policies, cases));
-        }
-        failures
+        let told = |trial: Trial| Some(format!("{}: {}: {}", trial.file, trial.name, trial.problem?));
+        self.trials().into_iter().filter_map(told).collect()
     }
 
-    /// How many policy cases there are.
-    pub fn case_count(&self) -> usize {
-        self.own_cases.len() + self.bundled.as_ref().map_or(0, |(_, cases)| cases.len())
+    /// The same, with those that came out as written.
+    pub fn trials(&self) -> Vec<Trial> {
+        let mut trials = cases::run(self, &self.policies, &self.own_cases);
+        if let Some((policies, cases)) = &self.bundled {
+            trials.extend(cases::run(self, policies, cases));
+        }
+        trials
     }
 }
 

@@ -84,19 +84,54 @@ pub(super) fn read(files: &Files, errors: &mut Vec<LoadError>) -> Vec<Case> {
     cases
 }
 
-/// Runs cases by the rules of `policies`, always enforcing.
-pub(super) fn run(bundle: &Bundle, policies: &Policies, cases: &[Case]) -> Vec<String> {
-    let keys = Keys::ephemeral();
-    let failure = |case: &Case| {
-        let failed = match decided(bundle, policies, case, &keys) {
-            Ok(found) if found == case.expect => return None,
-            Ok(found) => format!("expected {}, found {}", told(&case.expect), told(&found)),
-            Err(message) => message,
-        };
-        Some(format!("{}: {}: {failed}", case.file, case.name))
-    };
-    cases.iter().filter_map(failure).collect()
+/// A case and how it came out.
+#[derive(Debug)]
+pub struct Trial {
+    /// Its file.
+    pub file: String,
+    /// Its name.
+    pub name: String,
+    /// What came out otherwise than written, or why it could not be tried.
+    pub problem: Option<String>,
+    /// Rules that were violated.
+    pub violated: BTreeSet<String>,
+    /// Rules that warned.
+    pub warned: BTreeSet<String>,
+    /// Whether the rules let it pass.
+    pub is_allowed: bool,
 }
+
+/// Runs cases by the rules of `policies`, always enforcing.
+pub(super) fn run(bundle: &Bundle, policies: &Policies, cases: &[Case]) -> Vec<Trial> {
+    let keys = Keys::ephemeral();
+    let known = |rule: &&String| {
+        policies.rules().iter().any(|known| known.id() == **rule) || SAID.contains(&rule.as_str())
+    };
+    let trial = |case: &Case| {
+        let (file, name) = (case.file.clone(), case.name.clone());
+        let named = case.expect.violations.iter().chain(&case.expect.warnings);
+        let (problem, found) = match decided(bundle, policies, case, &keys) {
+            Ok(found) if found == case.expect => (None, Some(found)),
+            Ok(found) => {
+                let unknown: Vec<_> = named.filter(|rule| !known(rule)).map(String::as_str).collect();
+                let problem = if unknown.is_empty() {
+                    format!("expected {}, found {}", told(&case.expect), told(&found))
+                } else {
+                    format!("names rules that are not in force: {}", unknown.join(", "))
+                };
+                (Some(problem), Some(found))
+            }
+            Err(message) => (Some(message), None),
+        };
+        let is_allowed = found.as_ref().is_some_and(|found| found.decision == Decision::Allow);
+        let (violated, warned) = found.map(|found| (found.violations, found.warnings)).unwrap_or_default();
+        Trial { file, name, problem, violated, warned, is_allowed }
+    };
+    cases.iter().map(trial).collect()
+}
+
+/// What stands where a rule's id does and is none.
+const SAID: [&str; 2] = ["schema", "unknown-member"];
 
 fn decided(bundle: &Bundle, policies: &Policies, case: &Case, keys: &Keys) -> Result<Expected, String> {
     let allowed = policies.settings().ip_allow_listing;

@@ -1,18 +1,19 @@
 //! `patchwarden policy`: what is in force, and what it would say.
 //!
-//! `list` names every rule with where it comes from, `export` writes the bundle of the binary into a folder, `eval` judges
-//! one request without sending it. All load the policies exactly as `serve` would; what is wrong with them ends with 1.
+//! `list` names every rule with where it comes from, `export` writes the bundle of the binary into a folder, `test` runs
+//! the cases, `eval` judges one request without sending it. All load the policies exactly as `serve` would; what is wrong with them ends with 1.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::out::print;
 use super::{UNABLE, WRONG};
 use crate::app::{self, Failure};
-use crate::bundle::{Answer, Bundle, Question, evaluate};
+use crate::bundle::{Answer, Bundle, Question, Trial, evaluate};
 use crate::config::Config;
 use crate::keys::Keys;
 use crate::policy::Level;
@@ -36,6 +37,16 @@ enum Command {
         /// The folder
         #[arg(value_name = "FOLDER")]
         folder: PathBuf,
+    },
+    /// Run the policy cases and say which rules they try; exits 1 when one does not come out as written
+    #[command(after_help = "Example: patchwarden policy test --policies my-policies --min-coverage 100")]
+    Test {
+        /// How to print it
+        #[arg(long, value_enum, default_value = "text")]
+        format: Report,
+        /// Least share of the rules in force, in percent, that cases must show both violated and passed
+        #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+        min_coverage: u8,
     },
     /// Judge one request without sending it; exits 1 unless it is allowed
     #[command(
@@ -68,10 +79,21 @@ enum Format {
     Json,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Report {
+    /// For people
+    Text,
+    /// One object with every case and every rule
+    Json,
+    /// XML as build servers read it
+    Junit,
+}
+
 pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     match &args.command {
         Command::List => list(&app::load_bundle(config)?, config),
         Command::Export { folder } => export(folder),
+        Command::Test { format, min_coverage } => test(&app::load_bundle(config)?, *format, *min_coverage),
         Command::Eval { operation, before, body, caller, format } => {
             let bundle = app::load_bundle(config)?;
             let before = before.as_deref().map(read).transpose()?;
@@ -133,6 +155,114 @@ fn export(folder: &Path) -> Result<u8, Failure> {
     }
     print(&format!("{}: change what you need, then --policies {}\n", folder.display(), folder.display()))
         .map(|()| 0)
+}
+
+/// What the cases show of one rule.
+struct Tried {
+    rule: String,
+    violated: usize,
+    warned: usize,
+    passed: usize,
+}
+
+impl Tried {
+    fn is_covered(&self) -> bool {
+        self.violated + self.warned > 0 && self.passed > 0
+    }
+}
+
+fn test(bundle: &Bundle, format: Report, min_coverage: u8) -> Result<u8, Failure> {
+    let trials = bundle.trials();
+    let in_force = bundle.policies().rules().iter().filter(|rule| rule.level() != Level::Off);
+    let tried: Vec<Tried> = in_force
+        .map(|rule| {
+            let count = |of: fn(&Trial) -> &BTreeSet<String>| {
+                trials.iter().filter(|trial| of(trial).contains(rule.id())).count()
+            };
+            let is_clear = |trial: &&Trial| {
+                trial.is_allowed && !trial.violated.contains(rule.id()) && !trial.warned.contains(rule.id())
+            };
+            let (violated, warned) = (count(|trial| &trial.violated), count(|trial| &trial.warned));
+            Tried {
+                rule: rule.id().to_owned(),
+                violated,
+                warned,
+                passed: trials.iter().filter(is_clear).count(),
+            }
+        })
+        .collect();
+    let covered = tried.iter().filter(|tried| tried.is_covered()).count();
+    let coverage = (covered * 100).checked_div(tried.len()).unwrap_or(100);
+    let failed = trials.iter().filter(|trial| trial.problem.is_some()).count();
+    print(&match format {
+        Report::Text => report(&trials, &tried, failed, coverage),
+        Report::Json => format!("{:#}\n", as_json(&trials, &tried, failed, coverage)),
+        Report::Junit => junit(&trials, failed),
+    })?;
+    if coverage < usize::from(min_coverage) {
+        super::out::complain(&format!("coverage is {coverage} %, less than --min-coverage {min_coverage}"));
+        return Ok(WRONG);
+    }
+    Ok(if failed == 0 { 0 } else { WRONG })
+}
+
+fn report(trials: &[Trial], tried: &[Tried], failed: usize, coverage: usize) -> String {
+    let mut text = String::new();
+    for trial in trials {
+        if let Some(problem) = &trial.problem {
+            text += &format!("FAILED  {}: {}\n        {}\n", trial.file, trial.name, view::visible(problem));
+        }
+    }
+    let rows: Vec<_> = tried
+        .iter()
+        .map(|tried| {
+            [
+                tried.rule.clone(),
+                tried.violated.to_string(),
+                tried.warned.to_string(),
+                tried.passed.to_string(),
+            ]
+        })
+        .collect();
+    text += &view::table(["RULE", "VIOLATED", "WARNED", "PASSED"], &rows);
+    text + &format!(
+        "\n{} cases, {failed} failed; {coverage} % of the rules are shown violated and passed\n",
+        trials.len()
+    )
+}
+
+fn as_json(trials: &[Trial], tried: &[Tried], failed: usize, coverage: usize) -> Value {
+    let case = |trial: &Trial| {
+        json!({"file": trial.file, "name": trial.name, "ok": trial.problem.is_none(), "problem": trial.problem,
+            "violated": trial.violated, "warned": trial.warned})
+    };
+    let rule = |tried: &Tried| json!({"rule": tried.rule, "violated": tried.violated, "warned": tried.warned, "passed": tried.passed});
+    json!({
+        "cases": trials.iter().map(case).collect::<Vec<_>>(),
+        "rules": tried.iter().map(rule).collect::<Vec<_>>(),
+        "failed": failed,
+        "coverage": coverage,
+    })
+}
+
+fn junit(trials: &[Trial], failed: usize) -> String {
+    let quoted = |text: &str| {
+        let plain: String = text.chars().filter(|c| !c.is_control()).collect();
+        plain.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    };
+    let mut text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"policies\" tests=\"{}\" failures=\"{failed}\">\n",
+        trials.len()
+    );
+    for trial in trials {
+        text +=
+            &format!("  <testcase classname=\"{}\" name=\"{}\"", quoted(&trial.file), quoted(&trial.name));
+        text += &match &trial.problem {
+            None => "/>\n".to_owned(),
+            Some(problem) => format!(">\n    <failure message=\"{}\"/>\n  </testcase>\n", quoted(problem)),
+        };
+    }
+    text + "</testsuite>\n"
 }
 
 fn eval(bundle: &Bundle, question: &Question<'_>, format: Format) -> Result<u8, Failure> {

@@ -165,3 +165,37 @@ fn a_request_is_judged_without_sending_it() {
         assert!(matches!(code, Some(1 | 3)) && err.contains(part), "{part}: {code:?} {err}");
     }
 }
+
+#[test]
+fn cases_are_run_and_counted_and_failures_are_told() {
+    let folder = TempDir::new().unwrap();
+    let strict = concat!(env!("CARGO_MANIFEST_DIR"), "/policies/strict");
+    let (code, out, err) = policy(&folder, &["test", "--policies", strict, "--min-coverage", "100"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("0 failed; 100 % of the rules"), "{out}");
+
+    written(folder.path(), "mine.toml", "id = \"mine\"\ntitle = \"t\"\nbuiltin = \"require-ca-pin\"\n");
+    std::fs::create_dir(folder.path().join("cases")).unwrap();
+    let body = "'{\"configurationType\": \"jwks\", \"jwksUrl\": \"https://a.example\", \"boundClaims\": {}}'";
+    let case = |name: &str, rules: &str| {
+        format!(
+            "[[case]]\nname = \"{name}\"\noperation = \"jwt-auth.attach\"\nbody = {body}\nexpect = {{ decision = \"deny\", violations = [{rules}] }}\n"
+        )
+    };
+    let cases = case("a <b> & \\\"c\\\"", "\"mine\"") + &case("unknown", "\"mines\"");
+    written(&folder.path().join("cases"), "mine.toml", &cases);
+    let (code, out, err) = policy(&folder, &["test", "--policies", "."]);
+    assert_eq!(code, Some(1), "{out}{err}");
+    assert!(out.contains("FAILED  cases/mine.toml: a <b>") && out.contains("expected deny"), "{out}");
+    assert!(out.contains("names rules that are not in force: mines"), "{out}");
+    let (_, out, _) = policy(&folder, &["test", "--policies", ".", "--format", "junit"]);
+    assert!(
+        out.contains("failures=\"2\"") && out.contains("name=\"a &lt;b&gt; &amp; &quot;c&quot;\""),
+        "{out}"
+    );
+    let (_, out, _) = policy(&folder, &["test", "--policies", ".", "--format", "json"]);
+    let shown: Value = out.parse().unwrap();
+    assert_eq!((&shown["failed"], &shown["cases"][0]["ok"]), (&json!(2), &json!(false)));
+    let (code, _, err) = policy(&folder, &["test", "--min-coverage", "101"]);
+    assert_eq!(code, Some(2), "{err}");
+}
