@@ -6,6 +6,7 @@
 //! that can be known without a network. Refuses what would only fail later or would be less safe than it looks: limits
 //! of zero, certificates that do not fit, an admin port that is open to a network without TLS.
 
+mod check;
 mod defaults;
 mod layers;
 mod provenance;
@@ -24,19 +25,15 @@ pub use layers::{Flags, Origin, Problem};
 pub use provenance::Provenance;
 
 use crate::limits::Limits;
-use crate::metrics::Metrics;
 use crate::pipeline::UngovernedWrites;
 use crate::policy::Mode;
 use crate::schema::UnknownMembers;
-use crate::server::{Tls, TlsSettings};
-use crate::units::{Size, Span};
-use crate::upstream::client_address::{self, TrustedProxies};
-use crate::upstream::{self, Upstream};
-use crate::{access, audit, log};
+use crate::server::TlsSettings;
+use crate::units::Span;
+use crate::upstream::client_address::{self};
+use crate::upstream::{self};
+use crate::{audit, log};
 use layers::Layers;
-
-/// With less the protocol layer cannot read.
-const SMALLEST_HEAD: Size = Size(8 << 10);
 
 /// The keys that stand in no section.
 #[derive(Clone, Debug, Deserialize)]
@@ -260,114 +257,6 @@ impl Config {
             line.value = Some(value);
         }
     }
-
-    fn check(&self, layers: &mut Layers) {
-        for limit in self.limits.zeros() {
-            layers.wrong(&format!("limits.{limit}"), "is zero; a limit cannot be switched off");
-        }
-        if self.limits.header_bytes < SMALLEST_HEAD {
-            layers.wrong(
-                "limits.header_bytes",
-                format!("is less than {SMALLEST_HEAD}, too little to read any head"),
-            );
-        }
-        if !log::LEVELS.contains(&self.log_level.as_str()) {
-            layers.wrong(
-                "log.level",
-                format!("is `{}`; write one of {}", self.log_level, log::LEVELS.join(", ")),
-            );
-        }
-        let (scheme, path) = self.store_url.split_once(':').unwrap_or(("", ""));
-        match scheme {
-            "sqlite" if path.starts_with(":memory:") => {
-                layers.wrong("store.url", "is in memory; the log has to outlive the process, name a file");
-            }
-            "sqlite" if !path.trim_start_matches('/').is_empty() => {}
-            "postgres" | "postgresql" => {
-                layers.wrong(
-                    "store.url",
-                    "PostgreSQL is not built yet; write `sqlite:` and the path of a file",
-                );
-            }
-            _ => layers.wrong("store.url", "names no known store; write `sqlite:` and the path of a file"),
-        }
-        for (key, span) in [("policies.reload", self.policies_reload), ("tls.reload", self.tls.reload)] {
-            if span.0.is_zero() {
-                layers.wrong(key, "is zero; write how often to look, like `10s`");
-            }
-        }
-        if self.upstream.late_write_limit.0.is_zero() {
-            layers.wrong(
-                "upstream.late_write_limit",
-                "is zero; a write without an answer may always land later",
-            );
-        }
-        if self.audit.name.as_deref().is_some_and(|name| !audit::is_name(name)) {
-            layers.wrong(
-                "audit.name",
-                "is no name for a log; write one like \"gw.example.com\": up to 128 visible ASCII characters without `+`",
-            );
-        }
-        if let Err(text) = TrustedProxies::new(&self.client_address) {
-            wrong_at(layers, "client_address.trusted_proxies", &text);
-        }
-        if self.listen.port() != 0 && self.listen == self.admin_listen {
-            layers.wrong("admin_listen", "is the gateway's own port; give the admin listener another");
-        }
-        let bare = self.admin.cert_file.is_none() && self.admin.key_file.is_none();
-        if bare && !self.admin.plaintext && !self.admin_listen.ip().to_canonical().is_loopback() {
-            layers.wrong(
-                "admin_listen",
-                format!(
-                    "{} can be reached from a network, and tokens would cross it in the clear; set admin.cert_file and admin.key_file, or say admin.plaintext = true, or listen on 127.0.0.1",
-                    self.admin_listen
-                ),
-            );
-        }
-    }
-
-    /// What serving needs beyond a readable configuration; everything but the network and the store.
-    fn check_serving(&self, layers: &mut Layers) {
-        match Upstream::new(&self.upstream, self.limits.connect.0, std::sync::Arc::new(Metrics::new())) {
-            Ok(_) => {}
-            Err(error @ upstream::Error::CaFile { .. }) => {
-                wrong_at(layers, "upstream.ca_file", &error.to_string());
-            }
-            Err(upstream::Error::ClientCertificate(text)) => {
-                let key = text.split([' ', ':']).next().unwrap_or("upstream.client_cert_file").to_owned();
-                wrong_at(layers, &key, &text);
-            }
-            Err(error) => wrong_at(layers, "upstream.url", &error.to_string()),
-        }
-        for (name, settings) in [("tls", &self.tls), ("admin", &self.admin.tls())] {
-            if let Err(text) = Tls::new(settings, name) {
-                let key = text.split([' ', ':']).next().unwrap_or(name).to_owned();
-                wrong_at(layers, &key, &text);
-            }
-        }
-        if let Some(path) = &self.admin.token_file
-            && let Err(error) = access::check_token_file(path)
-        {
-            layers.wrong("admin.token_file", format!("{} holds no token: {error}", path.display()));
-        }
-        // The folder itself is made when it is opened.
-        let there = self.data.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir());
-        if let Some(file) = there {
-            layers.wrong(
-                "data",
-                format!(
-                    "{} cannot be made: {} is no folder; name a folder this user may write",
-                    self.data.display(),
-                    file.display()
-                ),
-            );
-        }
-    }
-}
-
-/// Notes a text that may begin with the key itself.
-fn wrong_at(layers: &mut Layers, key: &str, text: &str) {
-    layers.wrong(key, text.strip_prefix(key).unwrap_or(text).trim_start_matches([':', ' ']));
 }
 
 fn format_here() -> log::Format {

@@ -512,7 +512,7 @@ fn settings_of(table: &toml::Table, section: &str) -> Vec<String> {
 
 /// Runs the command's own `--help` and looks for its flags there.
 fn check_command(words: &[String], place: &str) {
-    let deep = if words[1] == "token" { 3 } else { 2 };
+    let deep = if ["token", "policy"].contains(&words[1].as_str()) { 3 } else { 2 };
     let mut help = words[1..deep.min(words.len())].to_vec();
     help.push("--help".to_owned());
     let output = run(&help, &BTreeMap::new());
