@@ -84,6 +84,8 @@ async fn limited(name: &str, value: &str) -> (Upstream, Gateway) {
     upstream.attach(OTHER, &good_attach());
     let config = format!("[limits]\n{name} = {value}\n");
     let gateway = Gateway::before(&upstream.url()).config(&config).start().await;
+    // The look around at start is none of the requests that are counted.
+    upstream.wait_for_seen(1).await;
     (upstream, gateway)
 }
 

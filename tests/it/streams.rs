@@ -16,6 +16,8 @@ async fn started() -> (Upstream, Gateway) {
     let upstream = Upstream::start();
     upstream.attach(IDENTITY, &good_attach());
     let gateway = Gateway::start(&upstream).await;
+    // The look around at start is none of the requests that are counted.
+    upstream.wait_for_seen(1).await;
     (upstream, gateway)
 }
 
