@@ -7,18 +7,19 @@
 
 mod changes;
 pub mod filter;
+mod policies;
 mod problem;
 mod readiness;
 mod tokens;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::{self, DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use axum::{BoxError, Router};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, StatusCode};
@@ -29,6 +30,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::access::{Access, Denied, Role};
 use crate::audit::Audit;
+use crate::bundle::Bundle;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 
@@ -41,6 +43,8 @@ const IN_FLIGHT: usize = 64;
 const WITHIN: Duration = Duration::from_secs(30);
 /// The largest body that is read.
 const MAX_BODY: usize = 16 * 1024;
+/// Where a request is judged that nobody sends.
+const EVALUATE: &str = "/v1/evaluate";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What the handlers share. Cheap to clone.
@@ -53,6 +57,8 @@ pub struct Parts {
     pub audit: Audit,
     /// Who may ask.
     pub access: Access,
+    /// What is in force.
+    pub bundle: Arc<RwLock<Arc<Bundle>>>,
     /// What `/metrics` prints.
     pub metrics: Arc<Metrics>,
     /// What `/readyz` says.
@@ -110,6 +116,8 @@ fn routes() -> Router<State> {
         .route("/v1/changes", get(changes::list))
         .route("/v1/changes/{id}", get(changes::one))
         .route("/v1/targets/{id}/history", get(changes::history))
+        .route("/v1/policies", get(policies::list))
+        .route(EVALUATE, post(policies::judge).layer(DefaultBodyLimit::max(policies::MAX_QUESTION)))
         .merge(tokens)
 }
 
@@ -171,7 +179,8 @@ async fn authorise(
         Ok(role) => role,
         Err(denied) => return refused(denied).into_response(),
     };
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    // A question changes nothing.
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD) || path == EVALUATE;
     if role < Role::Operator && !reads {
         return not_an_operator().into_response();
     }

@@ -137,6 +137,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let state = api::State::new(api::Parts {
         audit: audit.clone(),
         access,
+        bundle: bundle.clone(),
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         clock: Clock::System,

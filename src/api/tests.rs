@@ -35,6 +35,7 @@ async fn api(open_metrics: bool, hosts: &[&str]) -> Api {
     let state = State::new(Parts {
         access: Access::new(audit.clone(), None).unwrap(),
         audit,
+        bundle: Arc::new(RwLock::new(Arc::new(crate::bundle::Bundle::builtin().unwrap()))),
         metrics: Arc::new(Metrics::new()),
         readiness: readiness.clone(),
         clock: Clock::System,

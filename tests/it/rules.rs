@@ -199,3 +199,46 @@ fn cases_are_run_and_counted_and_failures_are_told() {
     let (code, _, err) = policy(&folder, &["test", "--min-coverage", "101"]);
     assert_eq!(code, Some(2), "{err}");
 }
+
+#[tokio::test]
+async fn the_admin_api_lists_the_rules_and_judges_as_the_gateway_would() {
+    let rule = "id = \"uses\"\ntitle = \"t\"\nbuiltin = \"uses-limit\"\n[params]\nat_most = 10\n";
+    let (upstream, gateway, folder) = with(&[("uses.toml", rule)]).await;
+    let token = gateway.admin_token("reader");
+    let listed = gateway.admin_get("/v1/policies", Some(&token)).await.json();
+    let uses = listed["rules"].as_array().unwrap().iter().find(|rule| rule["id"] == "uses").unwrap().clone();
+    assert_eq!((&uses["level"], &uses["existing"]), (&json!("deny"), &json!("stored")));
+    assert_eq!(uses["from"], folder.path().join("uses.toml").display().to_string());
+
+    let authorization = format!("Bearer {token}");
+    let ask = async |question: &Value| {
+        let headers = [("authorization", authorization.as_str())];
+        request(gateway.admin_addr(), "POST", "/v1/evaluate", &headers, Some(question)).await
+    };
+    let before = gateway.get(&jwt_auth_path(IDENTITY)).await.json();
+    upstream.clear();
+    // The same question to both, and the same answer.
+    for uses in [0, 10, 11] {
+        let body = good_patch(&json!({"accessTokenNumUsesLimit": uses}));
+        let question = json!({"operation": "jwt-auth.update", "before": before, "body": body});
+        let said = ask(&question).await.json();
+        upstream.attach(IDENTITY, &good_attach());
+        let done = gateway.patch(&jwt_auth_path(IDENTITY), &body).await;
+        let change = gateway.show(&change_of(&done));
+        for name in ["decision", "proposed", "diff", "violations", "warnings", "policy_digest"] {
+            assert_eq!(said[name], change[name], "{uses}: {name}");
+        }
+        assert_eq!(said["policy_digest"], listed["policy_digest"]);
+    }
+    assert_eq!(upstream.writes().len(), 1, "asking sends nothing");
+    for (question, part) in [
+        (json!({"operation": "jwt-auth.update", "body": {}}), "needs a state"),
+        (json!({"operation": "x"}), "there is no operation `x`"),
+        (json!({"operation": "jwt-auth.update", "more": 1}), "more"),
+        (json!([]), "The body is not"),
+    ] {
+        let answer = ask(&question).await;
+        assert!(answer.status == 400 && answer.text().contains(part), "{part}: {}", answer.text());
+    }
+    assert_eq!(gateway.admin_get("/v1/policies", None).await.status, 401);
+}
