@@ -11,6 +11,7 @@ mod health;
 mod history;
 mod out;
 mod policy;
+mod scan;
 mod serve;
 mod show;
 mod token;
@@ -105,6 +106,14 @@ enum Command {
         settings: Settings,
         #[command(flatten)]
         args: token::Args,
+    },
+    /// Judge what stands there now, without a gateway: reads every identity that a token can see
+    #[command(after_help = "Example: patchwarden scan --upstream http://infisical:8080 --token-file token")]
+    Scan {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: scan::Args,
     },
     /// List the rules in force, judge a request without sending it, export the bundle
     #[command(after_help = "Example: patchwarden policy list")]
@@ -221,6 +230,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::History { settings, args } => history::run(&args, &settings.load(false)?).await,
         Command::Show { settings, args } => show::run(&args, &settings.load(false)?).await,
         Command::Token { settings, args } => token::run(&args, &settings.load(false)?).await,
+        Command::Scan { settings, args } => scan::run(&args, &settings.load(true)?).await,
         Command::Policy { settings, args } => policy::run(&args, &settings.load(false)?),
     }
 }

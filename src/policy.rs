@@ -196,6 +196,11 @@ pub fn hints(policies: &Policies, object: &Arc<Object>, document: &Document, key
     judge::hints(policies, object, document, keys)
 }
 
+/// What a state violates as it stands, judged by itself.
+pub fn standing(policies: &Policies, object: &Object, state: &State, keys: &Keys) -> Vec<Finding> {
+    judge::standing(policies, object, state, keys)
+}
+
 fn body(facts: &Facts<'_>) -> Option<Bytes> {
     match (facts.operation.write, facts.edit) {
         (Write::Remove, _) | (_, None) => None,

@@ -16,7 +16,7 @@ use crate::clock::Time;
 use crate::units::lifetime_text;
 
 pub use page::page;
-pub use table::{COLUMNS, CSV_HEADER, csv, row, table};
+pub use table::{COLUMNS, CSV_HEADER, cell, csv, row, table};
 
 /// How much of a keyed digest tells two secrets apart for a reader: the label and 12 hex digits.
 const DIGEST_SHOWN: usize = 12;

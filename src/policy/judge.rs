@@ -247,6 +247,15 @@ pub(super) fn hints(
     hints
 }
 
+/// What a state violates as it stands; a rule that only warns, and advice, count as well.
+pub(super) fn standing(policies: &Policies, object: &Object, state: &State, keys: &Keys) -> Vec<Finding> {
+    let sight = by_itself(policies, Write::Overlay, object, state, keys);
+    let in_force = policies.rules().iter().filter(|rule| rule.level() != Level::Off);
+    in_force
+        .flat_map(|rule| rule.check(&sight).into_iter().map(|found| broken(rule, &sight, found).finding))
+        .collect()
+}
+
 /// The upstream may read it in its own way, so that nobody here knows what it will be.
 fn unreadable(field: &str, misfit: &Misfit) -> Finding {
     let pointer = json::pointer(&[field]) + &misfit.below;

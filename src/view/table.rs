@@ -88,7 +88,8 @@ pub fn csv(change: &Value) -> String {
     format!("{}\r\n", cells.join(","))
 }
 
-fn cell(text: &str) -> String {
+/// One cell: quoted where it must be, and never a formula for a spreadsheet.
+pub fn cell(text: &str) -> String {
     let formula = text.starts_with(|c: char| matches!(c, '=' | '+' | '-' | '@') || c.is_control());
     let shown = visible(text);
     let shown = if formula { format!("'{shown}") } else { shown.into_owned() };

@@ -20,6 +20,7 @@ mod races;
 mod refusals;
 mod reload;
 mod rules;
+mod scan;
 mod secrets;
 mod streams;
 mod support;
