@@ -36,6 +36,13 @@ pub struct RuleLabels {
     pub level: &'static str,
 }
 
+/// Labels of `patchwarden_surprises_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[expect(missing_docs, reason = "the names are the labels")]
+pub struct FieldLabels {
+    pub field: String,
+}
+
 /// Labels of `patchwarden_refusals_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 #[expect(missing_docs, reason = "the names are the labels")]
@@ -76,7 +83,7 @@ pub struct Metrics {
     pub violations: Family<RuleLabels, Counter>,
     pub refusals: Family<CodeLabels, Counter>,
     pub outcomes: Family<OutcomeLabels, Counter>,
-    pub surprises: Counter,
+    pub surprises: Family<FieldLabels, Counter>,
     pub breaches: Counter,
     pub clients_gone: Counter,
     pub client_identity_dropped: Counter,
@@ -117,7 +124,7 @@ impl Metrics {
             violations: Family::default(),
             refusals: Family::default(),
             outcomes: Family::default(),
-            surprises: Counter::default(),
+            surprises: Family::default(),
             breaches: Counter::default(),
             clients_gone: Counter::default(),
             client_identity_dropped: Counter::default(),
@@ -145,7 +152,7 @@ impl Metrics {
         registry.register("violations", "Violations and warnings by rule", m.violations.clone());
         registry.register("refusals", "Refusals by code", m.refusals.clone());
         registry.register("outcomes", "What the upstream did with forwarded writes", m.outcomes.clone());
-        registry.register("surprises", "Changes whose result was not the proposed one", m.surprises.clone());
+        registry.register("surprises", "Fields whose value was not the proposed one", m.surprises.clone());
         registry.register(
             "breaches",
             "Changes whose result violates what the proposal did not",

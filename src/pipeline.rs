@@ -32,7 +32,7 @@ use crate::id::ChangeId;
 use crate::json;
 use crate::keys::Keys;
 use crate::limits::Limits;
-use crate::metrics::{DecisionLabels, Metrics, OutcomeLabels, RuleLabels};
+use crate::metrics::{DecisionLabels, FieldLabels, Metrics, OutcomeLabels, RuleLabels};
 use crate::operation::{Edit, Operation, Write, diff};
 use crate::passthrough::{Passthrough, join_cookies};
 use crate::policy::{self, Facts, Permit};
@@ -756,7 +756,10 @@ impl Carry {
         outcome.after = Some(Seen::of(after));
         let surprise = diff(proposed.state.as_ref(), after.map(|stored| &stored.state), &gateway.keys);
         if !surprise.is_empty() {
-            gateway.metrics.surprises.inc();
+            for entry in &surprise {
+                let field = entry["path"].as_str().unwrap_or_default().trim_start_matches('/').to_owned();
+                gateway.metrics.surprises.get_or_create(&FieldLabels { field }).inc();
+            }
             outcome.surprise = Some(surprise.into());
         }
         if let (Some(proposed), Some(after)) = (&proposed.state, after) {

@@ -155,6 +155,9 @@ async fn a_writer_that_comes_between_read_and_write_shows_as_surprise() {
     let change = gateway.show(&change_of(&answer));
     assert_eq!(change["surprise"][0]["path"], "/boundSubject", "{}", change["surprise"]);
     assert_eq!(change["after"]["boundSubject"], "somebody-else", "what was stored is what is recorded");
+    let token = gateway.admin_token("reader");
+    let metrics = gateway.admin_get("/metrics", Some(&token)).await.text();
+    assert!(metrics.contains("patchwarden_surprises_total{field=\"boundSubject\"} 1"), "{metrics}");
 }
 
 #[tokio::test]
