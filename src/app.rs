@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::access::Access;
 use crate::api::{self, Phase, Readiness};
 use crate::audit::{self, Audit, Status};
-use crate::bundle::Bundle;
+use crate::bundle::{self, Bundle};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::keys::{self, Keys};
@@ -94,6 +94,8 @@ pub async fn serve(config: Config) -> Result<(), Failure> {
 
 /// Makes every part and opens the ports.
 pub async fn start(config: Config) -> Result<Running, Failure> {
+    // Before they are loaded: what changes in between is a change.
+    let content = config.policies_dir.as_deref().map(bundle::content);
     let bundle = load_bundle(&config)?;
     let metrics = Arc::new(Metrics::new());
     let upstream = Upstream::new(&config.upstream, config.limits.connect.0, metrics.clone());
@@ -155,7 +157,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     servers.spawn(look_around(upstream, config.mode, stop.clone()));
     let reload = Reload {
         certificates: tls.into_iter().chain(admin_tls).collect(),
-        policies: config.policies_dir.is_some().then(|| Folder::new(&config, bundle)),
+        policies: content.map(|content| Folder::new(&config, content, bundle)),
         every: (config.tls.reload.0, config.policies_reload.0),
         audit: audit.clone(),
         readiness: readiness.clone(),

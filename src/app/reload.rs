@@ -50,11 +50,10 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// The folder of a configuration whose bundle is in force.
-    pub(super) fn new(config: &Config, in_force: Arc<RwLock<Arc<Bundle>>>) -> Self {
+    /// The folder of a configuration, whose bundle is in force, made of this content.
+    pub(super) fn new(config: &Config, tried: [u8; 32], in_force: Arc<RwLock<Arc<Bundle>>>) -> Self {
         let dir = config.policies_dir.clone().unwrap_or_default();
         let settings = Settings { ip_allow_listing: config.upstream.ip_allow_listing, mode: config.mode };
-        let tried = bundle::content(&dir);
         Self { dir, overlays: config.rules.clone(), settings, in_force, tried }
     }
 

@@ -19,6 +19,9 @@ use crate::keys::Keys;
 use crate::policy::Level;
 use crate::view;
 
+/// Of a rule file, JSON Schema 2020-12.
+const RULE_SCHEMA: &str = include_str!("../../policies/rule.schema.json");
+
 /// What `policy` takes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -38,6 +41,9 @@ enum Command {
         #[arg(value_name = "FOLDER")]
         folder: PathBuf,
     },
+    /// Print the JSON Schema of rule files, for editors
+    #[command(after_help = "Example: patchwarden policy schema > rule.schema.json")]
+    Schema,
     /// Run the policy cases and say which rules they try; exits 1 when one does not come out as written
     #[command(after_help = "Example: patchwarden policy test --policies my-policies --min-coverage 100")]
     Test {
@@ -93,6 +99,7 @@ pub(super) fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     match &args.command {
         Command::List => list(&app::load_bundle(config)?, config),
         Command::Export { folder } => export(folder),
+        Command::Schema => print(RULE_SCHEMA).map(|()| 0),
         Command::Test { format, min_coverage } => test(&app::load_bundle(config)?, *format, *min_coverage),
         Command::Eval { operation, before, body, caller, format } => {
             let bundle = app::load_bundle(config)?;

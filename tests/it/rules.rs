@@ -242,3 +242,40 @@ async fn the_admin_api_lists_the_rules_and_judges_as_the_gateway_would() {
     }
     assert_eq!(gateway.admin_get("/v1/policies", None).await.status, 401);
 }
+
+#[test]
+fn the_schema_for_editors_takes_what_loads_and_knows_every_rule() {
+    let folder = TempDir::new().unwrap();
+    let (code, out, _) = policy(&folder, &["schema"]);
+    assert_eq!(code, Some(0));
+    let schema = jsonschema::draft202012::new(&out.parse().unwrap()).unwrap();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for dir in ["policies/rules", "policies/strict/rules"] {
+        for entry in std::fs::read_dir(root.join(dir)).unwrap() {
+            let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+            let rule: Value = serde_json::to_value(text.parse::<toml::Table>().unwrap()).unwrap();
+            assert!(schema.is_valid(&rule), "{rule}");
+        }
+    }
+    for wrong in [
+        json!({"id": "a", "title": "t", "builtin": "none"}),
+        json!({"id": "a", "title": "t", "builtin": "uses-limit"}),
+        json!({"id": "a", "title": "t", "builtin": "insecure-jwks", "params": {"x": 1}}),
+        json!({"id": "a", "title": "t", "builtin": "insecure-jwks", "levels": "deny"}),
+    ] {
+        assert!(!schema.is_valid(&wrong), "{wrong}");
+    }
+    // The list of an error that names every built-in rule, and the schema's, are one.
+    written(folder.path(), "a.toml", "id = \"a\"\ntitle = \"t\"\nbuiltin = \"none\"\n");
+    let (_, _, err) = policy(&folder, &["list", "--policies", "."]);
+    let known: std::collections::BTreeSet<_> =
+        err.split("known: ").nth(1).unwrap().trim().split(", ").map(str::to_owned).collect();
+    let schema: Value = out.parse().unwrap();
+    let named: std::collections::BTreeSet<_> = schema["properties"]["builtin"]["enum"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|name| name.as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(known, named);
+}
