@@ -159,9 +159,13 @@ impl Bundle {
         Ok(Self { governed, policies: Policies::new(rules, settings, digest), own_cases, sources, bundled })
     }
 
-    /// The files of the bundle in the binary, by name.
+    /// The files of the bundle in the binary, by name, as a folder that stands for itself.
     pub fn files() -> Vec<(String, String)> {
-        Files::builtin().into_all()
+        let alone = |(name, text): (String, String)| {
+            let text = if name == MANIFEST { text + "extends = \"none\"\n" } else { text };
+            (name, text)
+        };
+        Files::builtin().into_all().into_iter().map(alone).collect()
     }
 
     /// Where a rule in force comes from: the binary, or a file.

@@ -77,7 +77,7 @@ pub fn check(
     }
     findings.extend(other_target(object, document, target));
     if unknown == UnknownMembers::Refuse && edit.as_ref().is_ok_and(|edit| edit.unknown.count() > 0) {
-        let help = "Leave out what the API does not know; it would be dropped anyway";
+        let help = "leave out what the API does not know; it would be dropped anyway";
         findings.push(finding(String::new(), Value::Null, "holds members that this API does not know", help));
     }
     match edit {
@@ -95,7 +95,7 @@ fn other_target(object: &Object, document: &Document, target: &TargetId) -> Opti
     if sent.as_str() == Some(&target.id()) || !sent.is_string() {
         return None;
     }
-    let help = format!("Leave it out, or send the id of the path: {}", target.id());
+    let help = format!("leave it out, or send the id of the path: {}", target.id());
     let place = pointer(&[&object.target_member]);
     Some(finding(place, Value::Null, "is not the id in the path", help))
 }
@@ -111,12 +111,12 @@ fn of_error(object: &Object, error: &ValidationError<'_>) -> Finding {
     let bound = |message: &str, limit: &dyn Display, unit: &str, help: &str| {
         let limit = limit.to_string();
         let number = limit.parse::<u64>().map_or(Value::Null, Value::from);
-        said(format!("{message} {limit}{unit}"), number, format!("Send {help} {limit}{unit}"))
+        said(format!("{message} {limit}{unit}"), number, format!("send {help} {limit}{unit}"))
     };
     let (message, limit, help) = match error.kind() {
         ValidationErrorKind::Required { property } => {
             place += &pointer(&[property.as_str().unwrap_or("")]);
-            let help = format!("Send `{}`, also when it should stay as it is", name(&place));
+            let help = format!("send `{}`", name(&place));
             said("is required".into(), Value::Null, help)
         }
         ValidationErrorKind::Type { kind } => {
@@ -126,29 +126,29 @@ fn of_error(object: &Object, error: &ValidationError<'_>) -> Finding {
                     many.iter().map(|one| one.to_string()).collect::<Vec<_>>().join(" or ")
                 }
             };
-            said(format!("must be of type {kinds}"), Value::Null, format!("Send a value of type {kinds}"))
+            said(format!("must be of type {kinds}"), Value::Null, format!("send a value of type {kinds}"))
         }
         ValidationErrorKind::Enum { options } => {
-            said(format!("must be one of {options}"), (**options).clone(), format!("Send one of {options}"))
+            said(format!("must be one of {options}"), (**options).clone(), format!("send one of {options}"))
         }
         ValidationErrorKind::Constant { expected_value } => said(
             format!("must be {expected_value}"),
             (**expected_value).clone(),
-            format!("Send {expected_value}"),
+            format!("send {expected_value}"),
         ),
         ValidationErrorKind::FalseSchema => {
             let help = if place.ends_with("/prefix") || place.ends_with("/type") {
-                "Write 10.0.0.0/8 in ipAddress and leave `prefix` and `type` out: they belong to the answer"
+                "write 10.0.0.0/8 in ipAddress and leave `prefix` and `type` out: they belong to the answer"
             } else {
-                "Leave it out"
+                "leave it out"
             };
             said("does not belong in a request".into(), Value::Null, help.into())
         }
         ValidationErrorKind::Format { format } if format == "trimmed-url" => {
-            said("must be a URL".into(), Value::Null, "Send a URL like https://idp.example/jwks.json".into())
+            said("must be a URL".into(), Value::Null, "send a URL like https://idp.example/jwks.json".into())
         }
         ValidationErrorKind::Format { format } => {
-            said(format!("must be a {format}"), Value::Null, format!("Send a {format}"))
+            said(format!("must be a {format}"), Value::Null, format!("send a {format}"))
         }
         ValidationErrorKind::Maximum { limit } => bound("must be at most", limit, "", "at most"),
         ValidationErrorKind::Minimum { limit } => bound("must be at least", limit, "", "at least"),
@@ -168,7 +168,7 @@ fn of_error(object: &Object, error: &ValidationError<'_>) -> Finding {
             said(
                 format!("does not fit `{keyword}` of the schema"),
                 Value::Null,
-                format!("Send what `{keyword}` of the schema takes"),
+                format!("send what `{keyword}` of the schema takes"),
             )
         }
     };

@@ -71,12 +71,7 @@ fn coverage(bundle: &Bundle, ungoverned: UngovernedWrites) -> String {
         .0
         .iter()
         .map(|entry| {
-            [
-                class(entry).to_owned(),
-                entry.method.to_string(),
-                happens(entry).to_owned(),
-                happens(entry).to_owned(),
-            ]
+            [class(entry).to_owned(), entry.method.to_string(), happens(entry).to_owned(), entry.path.clone()]
         })
         .collect();
     let count = |name: &str| rows.iter().filter(|row| row[0] == name).count();

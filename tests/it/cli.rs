@@ -166,6 +166,8 @@ fn check_prints_what_happens_to_every_known_write() {
         said.out
     );
     assert!(said.out.trim_end().ends_with("passes and is not recorded."));
+    let path = "/api/v1/auth/jwt-auth/identities/{identityId}";
+    assert_eq!(said.out.lines().filter(|line| line.ends_with(path)).count(), 3, "{}", said.out);
     let config = config.replace("forward", "refuse");
     let said = run(&config, &["check", "--coverage"], &[]);
     assert!(said.out.contains("watched   DELETE  refused, recorded"), "{}", said.out);

@@ -104,7 +104,7 @@ fn what_is_exported_is_a_folder_that_means_the_same() {
     assert_eq!(code, Some(0), "{err}");
     let check = program()
         .current_dir(folder.path())
-        .args(["check", "--upstream", "http://a", "--policies", "mine/rules"])
+        .args(["check", "--upstream", "http://a", "--policies", "mine"])
         .output()
         .unwrap();
     assert_eq!(check.status.code(), Some(0), "{}", String::from_utf8_lossy(&check.stderr));

@@ -3,6 +3,7 @@
 //! Read-only connections: the pool may be open while a gateway writes, in the same process or another. Each call is one
 //! statement, so that no read transaction holds the WAL back.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,11 +20,12 @@ pub struct Reader(SqlitePool);
 impl Reader {
     /// Opens a store that exists, beside whoever writes it.
     pub async fn open(path: &Path) -> Result<Self, Error> {
-        if !path.exists() {
-            return Err(Error::Wait(format!(
-                "{} does not exist; has a gateway run with this store?",
-                path.display()
-            )));
+        if let Err(error) = std::fs::metadata(path) {
+            let hint = match error.kind() {
+                ErrorKind::NotFound => "does not exist; has a gateway run with this store?".to_owned(),
+                _ => format!("{error}; read it as the user the gateway runs as"),
+            };
+            return Err(Error::Wait(format!("{}: {hint}", path.display())));
         }
         if inspect(path).await? {
             return Err(Error::Wait(format!(
