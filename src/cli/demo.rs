@@ -4,7 +4,9 @@
 
 use std::io::IsTerminal as _;
 
-use super::{WRONG, out};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{UNABLE, WRONG, out};
 use crate::app::Failure;
 use crate::demo;
 
@@ -18,7 +20,14 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args) -> Result<u8, Failure> {
     let colour = std::io::stdout().is_terminal() && !out::no_colour();
-    let until = async { drop(tokio::signal::ctrl_c().await) };
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|error| Failure { code: UNABLE, message: error.to_string() })?;
+    let until = async move {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+    };
     let as_told = demo::run(&mut |text| out::print(text), colour, (!args.once).then_some(until)).await?;
     Ok(if as_told { 0 } else { WRONG })
 }

@@ -50,7 +50,7 @@ pub(super) struct Args {
     /// pending, applied, rejected, `not_sent`, unknown or none
     #[arg(long)]
     outcome: Option<String>,
-    /// Only changes by this caller
+    /// Only changes by the caller with this id; `show` has it, the table its name
     #[arg(long, value_name = "ID")]
     caller: Option<String>,
     /// Only with a violation or warning of this rule
@@ -143,6 +143,9 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         Format::Table => {
             let rows: Vec<_> = kept.iter().map(|change| view::row(change, args.utc)).collect();
             print(&view::table(view::COLUMNS, &rows))?;
+            if rows.is_empty() {
+                complain("no change is like this");
+            }
         }
         Format::Ndjson | Format::Csv => {}
     }

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::out::print;
-use super::{UNABLE, WRONG};
+use super::{MISCONFIGURED, UNABLE, WRONG};
 use crate::app::{self, Failure};
 use crate::bundle::{Answer, Bundle, Question, Trial, evaluate};
 use crate::config::Config;
@@ -273,7 +273,8 @@ fn junit(trials: &[Trial], failed: usize) -> String {
 }
 
 fn eval(bundle: &Bundle, question: &Question<'_>, format: Format) -> Result<u8, Failure> {
-    let wrong = |message| Failure { code: WRONG, message };
+    // A question that cannot be asked is no denial.
+    let wrong = |message| Failure { code: MISCONFIGURED, message };
     let evaluation = evaluate(bundle, bundle.policies(), question, &Keys::ephemeral()).map_err(wrong)?;
     let shown = evaluation.shown(bundle.policies());
     print(&match format {

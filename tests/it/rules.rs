@@ -162,7 +162,7 @@ fn a_request_is_judged_without_sending_it() {
         (&["eval", "--before", "none.json"], "none.json: "),
     ] {
         let (code, _, err) = policy(&folder, arguments);
-        assert!(matches!(code, Some(1 | 3)) && err.contains(part), "{part}: {code:?} {err}");
+        assert!(matches!(code, Some(2 | 3)) && err.contains(part), "{part}: {code:?} {err}");
     }
 }
 
