@@ -94,6 +94,8 @@ pub async fn serve(config: Config) -> Result<(), Failure> {
 
 /// Makes every part and opens the ports.
 pub async fn start(config: Config) -> Result<Running, Failure> {
+    // From here on the signal asks for a reload; unheard, it would end the process.
+    let hangup = signal(SignalKind::hangup()).map_err(Failure::unable)?;
     // Before they are loaded: what changes in between is a change.
     let content = config.policies_dir.as_deref().map(bundle::content);
     let bundle = load_bundle(&config)?;
@@ -159,6 +161,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         certificates: tls.into_iter().chain(admin_tls).collect(),
         policies: content.map(|content| Folder::new(&config, content, bundle)),
         every: (config.tls.reload.0, config.policies_reload.0),
+        hangup,
         audit: audit.clone(),
         readiness: readiness.clone(),
         metrics: metrics.clone(),

@@ -39,6 +39,9 @@ use url::Url;
 use crate::metrics::{ClassLabels, Metrics};
 use crate::units::Span;
 
+/// How often a read is asked again whose connection broke off before any answer: mostly an idle one that the upstream
+/// closed in that moment. A GET changes nothing, so asking again is safe (RFC 9110, 9.2.2).
+const READS_AGAIN: usize = 2;
 /// Shorter than the 30 s after which the upstream cuts idle connections.
 const POOL_IDLE: Duration = Duration::from_secs(15);
 /// Idle connections kept; more are opened as needed and closed after use.
@@ -260,7 +263,8 @@ impl Upstream {
     }
 
     /// Sends a complete request whose URI is a path, and reads the whole answer: at most `at_most` bytes of body,
-    /// all within `within`. Scheme, authority and `Host` are set here.
+    /// all within `within`. Scheme, authority and `Host` are set here. A GET is asked again when its connection broke
+    /// off without an answer; anything else is sent once.
     pub async fn exchange(
         &self,
         class: &'static str,
@@ -269,10 +273,16 @@ impl Upstream {
         at_most: usize,
     ) -> Result<Answer, Failure> {
         let deadline = Instant::now() + within;
-        let request = request.map(Body::from_bytes);
         let started = Instant::now();
         let read = async {
-            let response = self.head(request, tokio::time::sleep_until(deadline.into())).await?;
+            let mut again = if request.method() == Method::GET { READS_AGAIN } else { 0 };
+            let response = loop {
+                let request = request.clone().map(Body::from_bytes);
+                match self.head(request, tokio::time::sleep_until(deadline.into())).await {
+                    Err(Failure::Cut(_)) if again > 0 => again -= 1,
+                    ended => break ended?,
+                }
+            };
             if response.status().is_informational() {
                 return Err(Failure::Cut("it switched protocols unasked".to_owned()));
             }

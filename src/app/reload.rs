@@ -4,13 +4,14 @@
 //! wrong is never taken: what was in force stays, and the log, the metrics, `/readyz` and the audit log say why. A
 //! request is judged whole by the bundle it began with.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
+use tokio::signal::unix::Signal;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Readiness;
@@ -26,6 +27,9 @@ use crate::server::Tls;
 const PART: &str = "policies";
 /// Of what is wrong with them the audit log keeps so many characters.
 const MAX_TOLD: usize = 2000;
+/// A shorter span would do nothing but look; a longer one is as good as never, and a clock can still hold it.
+const SHORTEST: Duration = Duration::from_millis(10);
+const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 /// Everything that can change.
 pub(super) struct Reload {
@@ -33,6 +37,8 @@ pub(super) struct Reload {
     pub(super) policies: Option<Folder>,
     /// How often certificates and policies are looked at.
     pub(super) every: (Duration, Duration),
+    /// SIGHUP: both are looked at, at once.
+    pub(super) hangup: Signal,
     pub(super) audit: Audit,
     pub(super) readiness: Readiness,
     pub(super) metrics: Arc<Metrics>,
@@ -78,18 +84,19 @@ impl Folder {
 impl Reload {
     /// Looks until told to stop.
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
-        let (certificates, policies) = self.every;
+        // Each kept across turns, so that neither waits for the other to be silent.
+        let (mut certificates, mut policies) = (each(self.every.0), each(self.every.1));
+        let mut wrong = BTreeSet::new();
         loop {
             let (has_certificates, has_policies) = (!self.certificates.is_empty(), self.policies.is_some());
             let (look_at_certificates, look_at_policies) = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = hangup.recv() => (true, true),
-                () = sleep(certificates), if has_certificates => (true, false),
-                () = sleep(policies), if has_policies => (false, true),
+                _ = self.hangup.recv() => (true, true),
+                _ = certificates.tick(), if has_certificates => (true, false),
+                _ = policies.tick(), if has_policies => (false, true),
             };
             if look_at_certificates {
-                self.renew().await;
+                self.renew(&mut wrong).await;
             }
             if look_at_policies {
                 self.reload().await;
@@ -97,21 +104,23 @@ impl Reload {
         }
     }
 
-    async fn renew(&self) {
+    /// `wrong`: the sections whose files could not be used when they last changed.
+    async fn renew(&self, wrong: &mut BTreeSet<&'static str>) {
         for tls in &self.certificates {
             let again = tls.clone();
             match tokio::task::spawn_blocking(move || again.reload()).await {
                 Ok(Ok(true)) => {
-                    self.metrics.tls_reload_failed.set(0);
+                    wrong.remove(tls.section());
                     log::tls_reloaded(tls.section());
                 }
                 Ok(Ok(false)) | Err(_) => {}
                 Ok(Err(problem)) => {
-                    self.metrics.tls_reload_failed.set(1);
+                    wrong.insert(tls.section());
                     log::tls_reload_failed(&problem);
                 }
             }
         }
+        self.metrics.tls_reload_failed.set(i64::from(!wrong.is_empty()));
     }
 
     async fn reload(&mut self) {
@@ -149,4 +158,11 @@ impl Reload {
         log::reload_failed(&told);
         self.audit.note("policies_refused", json!({"v": 1, "in_force": in_force, "problem": told}));
     }
+}
+
+fn each(period: Duration) -> Interval {
+    let period = period.clamp(SHORTEST, LONGEST);
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }

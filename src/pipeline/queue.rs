@@ -1,7 +1,8 @@
 //! The targets' queues: one change of an identity at a time, in the order they came.
 //!
 //! A fair lock per target, made when first needed and gone with its last waiter. Waiters are capped per target and per
-//! caller, so that nobody can stand in everybody's way; over the cap the answer is `target.busy` at once.
+//! caller, so that nobody can stand in everybody's way; over the cap the answer is `target.busy` at once. Who finds
+//! nobody ahead does not wait, and is not counted.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -27,7 +28,8 @@ struct Shared {
 #[derive(Default)]
 struct Lines {
     targets: HashMap<TargetId, Line>,
-    callers: HashMap<Digest, usize>,
+    /// Changes of each caller that wait for somebody.
+    waiting: HashMap<Digest, usize>,
 }
 
 #[derive(Default)]
@@ -46,6 +48,12 @@ pub(super) struct Place {
 struct Entry {
     shared: Arc<Shared>,
     target: TargetId,
+    lock: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A change behind another; ends with the wait, however that ends.
+struct Waiting {
+    shared: Arc<Shared>,
     caller: Option<Digest>,
 }
 
@@ -61,10 +69,9 @@ impl Queues {
         caller: Option<&Digest>,
         within: Duration,
     ) -> Result<Place, Refusal> {
-        let (entry, lock) = self.enter(target, caller)?;
-        self.0.metrics.target_waiters.inc();
-        let head = tokio::time::timeout(within, lock.lock_owned()).await;
-        self.0.metrics.target_waiters.dec();
+        let (entry, waiting) = self.enter(target, caller)?;
+        let head = tokio::time::timeout(within, entry.lock.clone().lock_owned()).await;
+        drop(waiting);
         match head {
             Ok(head) => Ok(Place { _head: head, _entry: entry }),
             Err(_) => {
@@ -73,31 +80,37 @@ impl Queues {
         }
     }
 
-    fn enter(
-        &self,
-        target: &TargetId,
-        caller: Option<&Digest>,
-    ) -> Result<(Entry, Arc<tokio::sync::Mutex<()>>), Refusal> {
+    fn enter(&self, target: &TargetId, caller: Option<&Digest>) -> Result<(Entry, Option<Waiting>), Refusal> {
         let mut lines = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = &mut *lines;
-        if lines.targets.get(target).is_some_and(|line| line.members > self.0.per_target) {
+        let ahead = lines.targets.get(target).map_or(0, |line| line.members);
+        if ahead > self.0.per_target {
             return Err(busy(
                 "Too many changes of this identity are waiting (`limits.target_waiters`); try again",
             ));
         }
+        let waiting = if ahead == 0 { None } else { Some(self.count(&mut lines.waiting, caller)?) };
+        let line = lines.targets.entry(target.clone()).or_default();
+        line.members += 1;
+        let entry = Entry { shared: self.0.clone(), target: target.clone(), lock: line.lock.clone() };
+        Ok((entry, waiting))
+    }
+
+    fn count(
+        &self,
+        waiting: &mut HashMap<Digest, usize>,
+        caller: Option<&Digest>,
+    ) -> Result<Waiting, Refusal> {
         if let Some(caller) = caller {
-            let count = lines.callers.entry(caller.clone()).or_default();
-            if *count > self.0.per_caller {
+            if waiting.get(caller).is_some_and(|count| *count >= self.0.per_caller) {
                 return Err(busy(
                     "Too many changes of this caller are waiting (`limits.caller_waiters`); try again",
                 ));
             }
-            *count += 1;
+            *waiting.entry(caller.clone()).or_default() += 1;
         }
-        let line = lines.targets.entry(target.clone()).or_default();
-        line.members += 1;
-        let lock = line.lock.clone();
-        Ok((Entry { shared: self.0.clone(), target: target.clone(), caller: caller.cloned() }, lock))
+        self.0.metrics.target_waiters.inc();
+        Ok(Waiting { shared: self.0.clone(), caller: caller.cloned() })
     }
 }
 
@@ -110,12 +123,18 @@ impl Drop for Entry {
                 lines.targets.remove(&self.target);
             }
         }
-        if let Some(caller) = &self.caller
-            && let Some(count) = lines.callers.get_mut(caller)
-        {
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.metrics.target_waiters.dec();
+        let Some(caller) = &self.caller else { return };
+        let mut lines = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = lines.waiting.get_mut(caller) {
             *count -= 1;
             if *count == 0 {
-                lines.callers.remove(caller);
+                lines.waiting.remove(caller);
             }
         }
     }

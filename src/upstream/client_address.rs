@@ -98,7 +98,7 @@ impl TrustedProxies {
 /// The certificate a client has shown and proved to own.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// Its subject, as text: `CN=deployer, O=Example`.
+    /// Its subject, as text: `CN=deployer,O=Example` (RFC 4514).
     pub subject: String,
     /// Of its DER form.
     pub sha256: Digest,

@@ -103,6 +103,32 @@ async fn a_refused_connection_is_surely_not_sent() {
 }
 
 #[tokio::test]
+async fn a_read_whose_connection_breaks_off_is_asked_again_and_a_write_never() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = upstream(&format!("http://{}", listener.local_addr().unwrap()));
+    let heads = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let noted = heads.clone();
+    TaskTracker::new().spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let head = read_head(&mut stream).await;
+            noted.lock().unwrap().push(head.split_once(' ').unwrap().0.to_owned());
+            let reads = noted.lock().unwrap().iter().filter(|method| *method == "GET").count();
+            if reads == 3 {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    });
+    let write = upstream.exchange("governed", request(), LONG, 16).await;
+    assert!(matches!(write, Err(Failure::Cut(_))), "{write:?}");
+    let read = || Request::get("/api/v1/x").body(Bytes::new()).unwrap();
+    assert_eq!(upstream.exchange("before", read(), LONG, 16).await.unwrap().status, 200);
+    let given_up = upstream.exchange("before", read(), LONG, 16).await;
+    assert!(matches!(given_up, Err(Failure::Cut(_))), "{given_up:?}");
+    assert_eq!(*heads.lock().unwrap(), ["PATCH", "GET", "GET", "GET", "GET", "GET", "GET"]);
+}
+
+#[tokio::test]
 async fn a_tls_handshake_that_hangs_is_surely_not_sent() {
     // Accepts in the kernel's queue and never answers the handshake.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -219,13 +219,54 @@ async fn queues_of_one_caller(upstream: &Upstream, gateway: &mut Gateway) {
     let addr = gateway.addr();
     let second = tokio::spawn(send(addr, lowered(gateway, IDENTITY, &[])));
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let third = lower(gateway, OTHER).await;
+    let third = lower(gateway, IDENTITY).await;
     assert_code(&third, 503, "target.busy");
     assert!(third.text().contains("limits.caller_waiters"), "{}", third.text());
+    assert_eq!(lower(gateway, OTHER).await.status, 200, "nobody is ahead there");
     gateway.token = jwt(&json!({"authTokenType": "accessToken", "userId": "somebody else"}));
-    assert_eq!(lower(gateway, OTHER).await.status, 200);
-    assert_eq!(second.await.unwrap().status, 200);
+    let other = tokio::spawn(send(addr, lowered(gateway, IDENTITY, &[])));
     assert_eq!(first.read_answer().await.unwrap().status, 200);
+    assert_eq!(second.await.unwrap().status, 200);
+    assert_eq!(other.await.unwrap().status, 200, "somebody else may wait too");
+}
+
+/// Terraform changes ten things at once.
+#[tokio::test]
+async fn changes_that_wait_for_nobody_are_not_counted_and_who_leaves_counts_no_longer() {
+    let upstream = Upstream::start();
+    let identities: Vec<_> = (0..30).map(|n| format!("1c9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e{n:02}")).collect();
+    for identity in &identities {
+        upstream.estate().add_identity(identity);
+        upstream.attach(identity, &good_attach());
+    }
+    upstream.attach(IDENTITY, &good_attach());
+    let gateway = Gateway::before(&upstream.url()).start().await;
+    let changes: Vec<_> =
+        identities.iter().map(|id| tokio::spawn(send(gateway.addr(), lowered(&gateway, id, &[])))).collect();
+    for change in changes {
+        assert_eq!(change.await.unwrap().status, 200);
+    }
+    let waiters = async || {
+        let token = gateway.admin_token("reader");
+        let metrics = gateway.admin_get("/metrics", Some(&token)).await.text();
+        let line = metrics.lines().find(|line| line.starts_with("patchwarden_target_waiters ")).unwrap();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    upstream.clear();
+    let mut first = stalled(&upstream, &gateway, IDENTITY).await;
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        let mut connection = Connection::open(gateway.addr()).await;
+        connection.send(lowered(&gateway, IDENTITY, &[])).await.unwrap();
+        waiting.push(connection);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(waiters().await, "8");
+    drop(waiting);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(waiters().await, "0", "they hung up");
+    assert_eq!(first.read_answer().await.unwrap().status, 200);
+    assert_eq!(lower(&gateway, IDENTITY).await.status, 200);
 }
 
 async fn bodies_at_once(_upstream: &Upstream, gateway: &mut Gateway) {

@@ -167,6 +167,34 @@ async fn a_new_certificate_is_taken_while_open_connections_go_on() {
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "an open connection goes on: {answer}");
 }
 
+/// A shorter interval of one must not keep the other from being looked at, and what is right on one port does not hide
+/// what is wrong on the other.
+#[tokio::test]
+async fn policies_and_certificates_are_each_looked_at_and_each_told_of() {
+    let (upstream, folder, authority) = (attached(), TempDir::new().unwrap(), Authority::new());
+    let own = authority.issue(&["localhost"]).write(folder.path(), "own", ["cert_file", "key_file"]);
+    let admin = authority.issue(&["localhost"]).write(folder.path(), "admin", ["cert_file", "key_file"]);
+    let policies = folder.path().join("policies");
+    std::fs::create_dir(&policies).unwrap();
+    let config = format!(
+        "[tls]\nreload = \"400ms\"\n{own}[admin]\n{admin}[policies]\nreload = \"100ms\"\ndir = {policies:?}\n"
+    );
+    let mut gateway = Gateway::before(&upstream.url()).config(&config).start().await;
+    std::fs::write(folder.path().join("admin.key"), "no key").unwrap();
+    gateway.wait_for_event("tls_reload_failed").await;
+    authority.issue(&["localhost"]).write(folder.path(), "own", ["cert_file", "key_file"]);
+    gateway.wait_for_event("tls_reloaded").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut socket = tokio::net::UnixStream::connect(gateway.data().join("admin.sock")).await.unwrap();
+    let get = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    socket.write_all(get.as_bytes()).await.unwrap();
+    let mut metrics = String::new();
+    socket.read_to_string(&mut metrics).await.unwrap();
+    assert!(metrics.contains("patchwarden_tls_reload_failed 1"), "{metrics}");
+    authority.issue(&["localhost"]).write(folder.path(), "admin", ["cert_file", "key_file"]);
+    eventually(|| gateway.events("tls_reloaded").len() == 2).await;
+}
+
 #[tokio::test]
 async fn a_hangup_signal_looks_at_the_files_at_once() {
     let (upstream, folder, authority) = (attached(), TempDir::new().unwrap(), Authority::new());
