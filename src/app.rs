@@ -123,6 +123,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let audit = audit.await.map_err(Failure::unable)?;
     let access = Access::new(audit.clone(), config.admin.token_file.as_deref());
     let access = access.map_err(|error| Failure::misconfigured(format!("admin.token_file: {error}")))?;
+    audit.keep_bundle(bundle.digest(), bundle.text());
     let readiness = Readiness::new();
     let bundle = Arc::new(RwLock::new(Arc::new(bundle)));
     let gateway =

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::before::Reading;
 use crate::clock::{Clock, Time};
-use crate::id::{ChangeId, EntryRef, TargetId};
+use crate::id::{ChangeId, Digest, EntryRef, TargetId};
 use crate::json;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
@@ -643,6 +643,14 @@ impl Audit {
     pub fn note(&self, name: &'static str, payload: Value) {
         let (reply, _) = oneshot::channel();
         let group = Group::of(entry::lifecycle(name, payload));
+        self.send(Job { group, must: true, attempt: false, reply });
+    }
+
+    /// Keeps what a digest in later entries is of, so that their decisions can be explained.
+    pub fn keep_bundle(&self, digest: &Digest, text: &[u8]) {
+        let (reply, _) = oneshot::channel();
+        let op = TargetOp::KeepBundle { digest: digest.to_string(), text: text.into() };
+        let group = Group { ops: vec![op], ..Group::default() };
         self.send(Job { group, must: true, attempt: false, reply });
     }
 

@@ -8,7 +8,9 @@
 mod cases;
 mod evaluate;
 mod files;
+mod kept;
 mod read;
+mod replay;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,18 +18,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::id::{Digest, sha256};
-use crate::json;
 use crate::operation::{Catalogue, Operation};
 use crate::policy::{Mode, Policies, Rule, Settings};
 use crate::schema::Schema;
 
 use cases::Case;
 pub use cases::Trial;
-pub use evaluate::{Answer, Evaluation, Question, evaluate};
+pub use evaluate::{Answer, Evaluation, Question, Verdict, evaluate};
 use files::Files;
+pub use replay::{Attempt, Unreplayable};
 
 const MANIFEST: &str = "bundle.toml";
 const CATALOGUE: &str = "catalogue.toml";
@@ -97,6 +99,8 @@ struct RuleFile {
 pub struct Bundle {
     governed: read::Governed,
     policies: Policies,
+    /// What the digest is of.
+    text: Vec<u8>,
     own_cases: Vec<Case>,
     /// Where each rule comes from.
     sources: BTreeMap<String, String>,
@@ -146,7 +150,8 @@ impl Bundle {
         {
             unmatched(file, rule, &governed, &mut errors);
         }
-        let digest = digest(governed_files, &own, &in_force, overlays, settings);
+        let text = kept::text(governed_files, &own, &in_force, overlays, settings);
+        let digest = Digest::sha256(&[&text]);
         let own_cases = cases::read(&own, &mut errors);
         let bundled_cases = cases::read(&builtin, &mut errors);
         if !errors.is_empty() {
@@ -156,7 +161,18 @@ impl Bundle {
             let settings = Settings { ip_allow_listing: true, mode: Mode::Enforce };
             (Policies::new(plain, settings, digest.clone()), bundled_cases)
         });
-        Ok(Self { governed, policies: Policies::new(rules, settings, digest), own_cases, sources, bundled })
+        let policies = Policies::new(rules, settings, digest);
+        Ok(Self { governed, policies, text, own_cases, sources, bundled })
+    }
+
+    /// The bundle of a text that was kept under this digest, always enforcing; an error says why it is none.
+    pub fn restore(text: &[u8], digest: &str) -> Result<Self, String> {
+        kept::bundle(text, digest)
+    }
+
+    /// Everything that can change a decision, as one text: [`Bundle::digest`] is of it.
+    pub fn text(&self) -> &[u8] {
+        &self.text
     }
 
     /// The files of the bundle in the binary, by name, as a folder that stands for itself.
@@ -324,29 +340,6 @@ fn unmatched(file: &RuleFile, rule: &Rule, governed: &read::Governed, errors: &m
             errors.push(LoadError::new(&file.file, "params.fields", message));
         }
     }
-}
-
-fn digest(
-    governed: &Files,
-    own: &Files,
-    rules: &[RuleFile],
-    overlays: &toml::Table,
-    settings: Settings,
-) -> Digest {
-    let texts = |prefix: &str| -> BTreeMap<String, String> {
-        governed.under(prefix).map(|(file, text)| (file.to_owned(), text.to_owned())).collect()
-    };
-    let manifest = own.get(MANIFEST).or_else(|| governed.get(MANIFEST));
-    let rules: BTreeMap<&str, &str> = rules.iter().map(|rule| (&*rule.id, &*rule.text)).collect();
-    let governed: Vec<Value> = GOVERNED.iter().map(|prefix| json!(texts(prefix))).collect();
-    let all = json!({
-        "manifest": manifest,
-        "governed": governed,
-        "rules": rules,
-        "overlays": overlays.to_string(),
-        "ip_allow_listing": settings.ip_allow_listing,
-    });
-    Digest::sha256(&[&json::canonical(&all)])
 }
 
 #[cfg(test)]

@@ -231,6 +231,6 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Show { settings, args } => show::run(&args, &settings.load(false)?).await,
         Command::Token { settings, args } => token::run(&args, &settings.load(false)?).await,
         Command::Scan { settings, args } => scan::run(&args, &settings.load(true)?).await,
-        Command::Policy { settings, args } => policy::run(&args, &settings.load(false)?),
+        Command::Policy { settings, args } => policy::run(&args, &settings.load(false)?).await,
     }
 }

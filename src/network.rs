@@ -32,6 +32,16 @@ impl Range {
         (prefix <= bits).then(|| Self { address: masked(address, prefix), prefix })
     }
 
+    /// Its first address.
+    pub fn address(self) -> IpAddr {
+        self.address
+    }
+
+    /// How many bits are fixed.
+    pub fn prefix(self) -> u8 {
+        self.prefix
+    }
+
     /// First and last address on the common line.
     fn bounds(self) -> (u128, u128) {
         let first = match self.address {

@@ -5,6 +5,7 @@
 //! [`Operation`] is one way to change it. The [`Catalogue`] maps methods and path templates to operations, watched and
 //! open writes. All three are read from the bundle's files; a file that leaves something unsaid does not load.
 
+mod field;
 mod kind;
 mod secret;
 mod state;
@@ -15,7 +16,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 
-pub use kind::{Entry, Field, Kind, Misfit, Side, js_trim, split_patterns, union};
+pub use field::{Entry, Field};
+pub use kind::{Kind, Misfit, Side, js_trim, split_patterns, union};
 pub use state::{Edit, Revision, State, Stored, Unknown, Unreadable, diff, diff_recorded, summary};
 
 /// A guarded object, as its file says it.

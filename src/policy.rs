@@ -76,6 +76,12 @@ impl Policies {
         self.settings.mode
     }
 
+    /// The same, denying whatever the mode is.
+    #[must_use]
+    pub fn enforcing(&self) -> Self {
+        Self { settings: Settings { mode: Mode::Enforce, ..self.settings }, ..self.clone() }
+    }
+
     /// Covers all that is in force.
     pub fn digest(&self) -> &Digest {
         &self.digest

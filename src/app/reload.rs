@@ -140,6 +140,8 @@ impl Reload {
 
     fn take(&self, folder: &Folder, bundle: Bundle) {
         let digest = bundle.digest().clone();
+        // Before anything can cite it.
+        self.audit.keep_bundle(&digest, bundle.text());
         let mut in_force = folder.in_force.write().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *in_force, Arc::new(bundle));
         drop(in_force);

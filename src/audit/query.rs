@@ -183,6 +183,13 @@ pub struct Page {
     pub next_cursor: Option<String>,
 }
 
+/// In which order, and how much of each.
+#[derive(Clone, Copy, Default)]
+struct Walk {
+    ascending: bool,
+    only_attempts: bool,
+}
+
 /// Reads the history of a store, beside whoever writes it.
 #[derive(Clone)]
 pub struct Reader(store::Reader);
@@ -200,7 +207,22 @@ impl Reader {
 
     /// Newest first.
     pub async fn page(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, String> {
-        self.walk(filter, cursor, limit, false).await
+        self.walk(filter, cursor, limit, Walk::default()).await
+    }
+
+    /// Attempts alone, oldest first, without what became of them.
+    pub async fn attempts(
+        &self,
+        filter: &Filter,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<Page, String> {
+        self.walk(filter, cursor, limit, Walk { ascending: true, only_attempts: true }).await
+    }
+
+    /// The text of a bundle that was in force, by its digest.
+    pub async fn bundle(&self, digest: &str) -> Result<Option<Vec<u8>>, String> {
+        self.0.bundle(digest).await.map_err(|error| error.to_string())
     }
 
     /// One target's changes, oldest first.
@@ -211,7 +233,7 @@ impl Reader {
         limit: usize,
     ) -> Result<Page, String> {
         let filter = Filter { target: Some(target_id.to_owned()), ..Filter::default() };
-        self.walk(&filter, cursor, limit, true).await
+        self.walk(&filter, cursor, limit, Walk { ascending: true, ..Walk::default() }).await
     }
 
     async fn walk(
@@ -219,7 +241,7 @@ impl Reader {
         filter: &Filter,
         cursor: Option<&str>,
         limit: usize,
-        ascending: bool,
+        how: Walk,
     ) -> Result<Page, String> {
         let after = cursor.map(|cursor| place(cursor).ok_or("the cursor is none of ours")).transpose()?;
         let mut query = ChangeQuery {
@@ -229,7 +251,7 @@ impl Reader {
                 .map(|id| if id.contains('/') { id.clone() } else { format!("identity/{id}") }),
             since: filter.since.map(|at| at.0),
             until: filter.until.map(|at| at.0),
-            ascending,
+            ascending: how.ascending,
             after,
         };
         let (started, mut looked_at) = (Instant::now(), 0);
@@ -248,6 +270,11 @@ impl Reader {
             }
             query.after = Some(place);
         };
+        if how.only_attempts {
+            for row in &mut found {
+                (row.outcome_row, row.settlement_row) = (None, None);
+            }
+        }
         let changes = self.assemble(&found).await?;
         Ok(Page { changes, next_cursor: next.map(|(at, id)| format!("{at}.{id}")) })
     }

@@ -82,6 +82,10 @@ pub(super) enum TargetOp {
         revision: Option<String>,
         turn: Option<u64>,
     },
+    KeepBundle {
+        digest: String,
+        text: Arc<[u8]>,
+    },
     CreateToken(TokenRow),
     RevokeToken(String, i64),
 }

@@ -14,8 +14,8 @@ use crate::id::TargetId;
 use crate::json::{self, Document};
 use crate::keys::Keys;
 use crate::operation::{Operation, State, Write, diff_recorded, summary};
-use crate::policy::{self, Denial, Facts, Permit, Policies};
-use crate::refusal::Refusal;
+use crate::policy::{self, Denial, Facts, Level, Permit, Policies, Rule};
+use crate::refusal::{Finding, Refusal};
 use crate::schema::{self, UnknownMembers};
 
 /// The target of a question that names none.
@@ -104,14 +104,70 @@ pub fn evaluate(
     let (edit, document) = (edit.as_ref(), document.as_ref());
     let facts = Facts::new(operation, before.as_ref(), &proposed, edit, document, &evaluation.target);
     let facts = facts.by(question.caller).with_schema(schema);
-    evaluation.answer = match policy::decide(policies, &facts, keys) {
-        Ok(permit) => Answer::Allowed(permit),
-        Err(denial) => Answer::Denied(denial),
-    };
+    evaluation.answer = Answer::of(policy::decide(policies, &facts, keys));
     Ok(evaluation)
 }
 
+impl Answer {
+    pub(super) fn of(decided: Result<Permit, Denial>) -> Self {
+        match decided {
+            Ok(permit) => Self::Allowed(permit),
+            Err(denial) => Self::Denied(denial),
+        }
+    }
+}
+
+/// What one rule said to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Nothing against it.
+    Passed,
+    /// It warned.
+    Warned,
+    /// It is violated.
+    Violated,
+    /// It is not for this operation, or the request never came to the rules.
+    NotAsked,
+    /// It is off.
+    Off,
+}
+
+impl Verdict {
+    /// In words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Warned => "warned",
+            Self::Violated => "violated",
+            Self::NotAsked => "not asked",
+            Self::Off => "off",
+        }
+    }
+}
+
 impl Evaluation {
+    /// What each rule of `policies` said, in their order.
+    pub fn verdicts<'p>(&self, policies: &'p Policies) -> Vec<(&'p Rule, Verdict)> {
+        let (violations, warnings): (&[Finding], &[Finding]) = match &self.answer {
+            Answer::Refused(_) => (&[], &[]),
+            Answer::Allowed(permit) => (&[], permit.warnings()),
+            Answer::Denied(denial) => (&denial.violations, &denial.warnings),
+        };
+        let is_refused = matches!(self.answer, Answer::Refused(_));
+        let verdict = |rule: &Rule| {
+            let names = |found: &[Finding]| found.iter().any(|finding| finding.rule == rule.id());
+            match (names(violations), names(warnings)) {
+                _ if rule.level() == Level::Off => Verdict::Off,
+                _ if is_refused || !rule.applies_to(&self.operation) => Verdict::NotAsked,
+                (true, _) => Verdict::Violated,
+                (false, true) => Verdict::Warned,
+                (false, false) => Verdict::Passed,
+            }
+        };
+        policies.rules().iter().map(|rule| (rule, verdict(rule))).collect()
+    }
+
     /// As the history would show it, with the fix beside it.
     pub fn shown(&self, policies: &Policies) -> Value {
         let diff = diff_recorded(&self.before, &self.proposed);
@@ -145,6 +201,13 @@ impl Evaluation {
             ("code", code),
             ("violations", violations),
             ("warnings", warnings),
+            (
+                "rules",
+                self.verdicts(policies)
+                    .into_iter()
+                    .map(|(rule, verdict)| json!({"id": rule.id(), "verdict": verdict}))
+                    .collect(),
+            ),
             ("fix", fix),
             ("policy_digest", json!(policies.digest())),
             (

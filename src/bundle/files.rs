@@ -55,6 +55,11 @@ impl Files {
         Self(files.into_iter().map(|(file, text)| (file.to_owned(), text.to_owned())).collect())
     }
 
+    /// Those of another source.
+    pub(super) fn of(files: BTreeMap<String, String>) -> Self {
+        Self(files)
+    }
+
     /// All of them, by name.
     pub(super) fn into_all(self) -> Vec<(String, String)> {
         self.0.into_iter().collect()

@@ -40,11 +40,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let unable = |message| Failure { code: UNABLE, message };
     let reader = Reader::open(&config.store_url).await.map_err(unable)?;
     let Some(change) = reader.find(&args.id).await.map_err(unable)? else {
-        let message = match args.id.as_str() {
-            "last" => "there is no change yet".to_owned(),
-            id => format!("there is no change {id}; give a change's id, its number in the log, or `last`"),
-        };
-        return Err(Failure { code: WRONG, message });
+        return Err(Failure { code: WRONG, message: no_change(&args.id) });
     };
     let colour = std::io::stdout().is_terminal() && !super::out::no_colour();
     print(&match args.format {
@@ -52,4 +48,11 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         Format::Json => format!("{change:#}\n"),
     })?;
     Ok(0)
+}
+
+pub(super) fn no_change(id: &str) -> String {
+    match id {
+        "last" => "there is no change yet".to_owned(),
+        id => format!("there is no change {id}; give a change's id, its number in the log, or `last`"),
+    }
 }

@@ -9,13 +9,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::keys::Keys;
 use crate::network::{Range, Union};
 use crate::units::lifetime_text;
 
-use super::secret;
+use super::field::{Entry, Field, recalled};
 
 /// The kind of a field, as object files name it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -39,40 +38,6 @@ pub enum Kind {
     Count,
     /// One of the field's `choices`.
     Choice,
-}
-
-/// A value in normal form.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Field {
-    /// `text`, `url`, `patterns`, `choice`
-    Text(String),
-    /// `claims`
-    Claims(BTreeMap<String, String>),
-    /// `keys`
-    Keys(Vec<String>),
-    /// `ranges`
-    Ranges(Vec<Entry>),
-    /// `lifetime`, `count`
-    Number(u64),
-}
-
-/// One entry of a list of ranges.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// Read strictly.
-    Range(Range),
-    /// Something the upstream may read in its own way; the trimmed text.
-    Unreadable(String),
-}
-
-impl Entry {
-    /// The canonical text, or the unreadable one.
-    pub fn text(&self) -> String {
-        match self {
-            Self::Range(range) => range.to_string(),
-            Self::Unreadable(text) => text.clone(),
-        }
-    }
 }
 
 /// Whose shape a value has. It belongs to the side, never to the value.
@@ -124,6 +89,29 @@ impl Kind {
         }
     }
 
+    /// Reads back what [`Field::recorded`] wrote; `None` where a digest stands for the value.
+    pub fn recall(&self, recorded: &Value) -> Option<Field> {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        match self {
+            Self::Text | Self::Url | Self::Patterns | Self::Choice => text(recorded).map(Field::Text),
+            Self::Claims => {
+                let claims = recorded.as_object()?.iter();
+                claims
+                    .map(|(claim, value)| Some((claim.clone(), text(value)?)))
+                    .collect::<Option<_>>()
+                    .map(Field::Claims)
+            }
+            Self::Keys => recorded.as_array()?.iter().map(text).collect::<Option<_>>().map(Field::Keys),
+            Self::Ranges => recorded
+                .as_array()?
+                .iter()
+                .map(|entry| text(entry).map(recalled))
+                .collect::<Option<_>>()
+                .map(Field::Ranges),
+            Self::Lifetime | Self::Count => recorded.as_u64().map(Field::Number),
+        }
+    }
+
     /// Whether `new` is more permissive than `old`. What cannot be compared counts as more permissive.
     pub fn widens(&self, old: &Field, new: &Field) -> bool {
         if old == new {
@@ -159,56 +147,6 @@ impl Kind {
             (_, Value::String(text)) if text.contains("-----BEGIN") => format!("PEM, {} bytes", text.len()),
             (_, Value::Null) => "nothing".to_owned(),
             (_, other) => other.to_string(),
-        }
-    }
-}
-
-impl Field {
-    /// The normal form as JSON, nothing hidden: for the request that is forwarded and for judging.
-    pub fn normal(&self) -> Value {
-        match self {
-            Self::Text(text) => json!(text),
-            Self::Claims(claims) => json!(claims),
-            Self::Keys(keys) => json!(keys),
-            Self::Ranges(entries) => entries.iter().map(Entry::text).collect(),
-            Self::Number(number) => json!(number),
-        }
-    }
-
-    /// The shape a request has.
-    pub fn request(&self) -> Value {
-        match self {
-            Self::Ranges(entries) => entries.iter().map(|entry| json!({"ipAddress": entry.text()})).collect(),
-            other => other.normal(),
-        }
-    }
-
-    /// The normal form as it may be written anywhere: secrets replaced by their keyed digest.
-    pub fn recorded(&self, kind: &Kind, is_secret: bool, keys: &Keys) -> Value {
-        if is_secret {
-            return secret::sealed(&self.normal().to_string(), keys);
-        }
-        match self {
-            Self::Text(text) if *kind == Kind::Url => secret::url(text, keys),
-            Self::Text(text) => secret::text(text, keys),
-            Self::Keys(list) => list.iter().map(|key| secret::public_key(key, keys)).collect(),
-            Self::Claims(claims) => claims
-                .iter()
-                .map(|(claim, text)| (claim.clone(), secret::text(text, keys)))
-                .collect::<serde_json::Map<_, _>>()
-                .into(),
-            other => other.normal(),
-        }
-    }
-
-    /// Whether it says nothing: empty text, empty list, no claims.
-    pub fn is_unset(&self) -> bool {
-        match self {
-            Self::Text(text) => text.is_empty(),
-            Self::Claims(claims) => claims.is_empty(),
-            Self::Keys(keys) => keys.is_empty(),
-            Self::Ranges(entries) => entries.is_empty(),
-            Self::Number(_) => false,
         }
     }
 }
@@ -382,6 +320,7 @@ fn plural(count: usize) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn read(kind: &Kind, side: Side, value: &Value) -> Value {
         kind.read(side, value, &[])

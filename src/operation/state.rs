@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::kind::{Field, Misfit, Side};
+use super::field::Field;
+use super::kind::{Misfit, Side};
 use super::{FieldSpec, Object, Secrecy};
 use crate::clock::Time;
 use crate::json;
@@ -84,6 +85,30 @@ impl State {
     /// A state of given fields; what is missing reads as absent.
     pub fn new(object: Arc<Object>, fields: BTreeMap<String, Field>) -> Self {
         Self { object, fields }
+    }
+
+    /// Reads back what [`State::recorded`] wrote. `Err`: the first field that cannot be, because only a digest of it
+    /// stands there, or nothing.
+    pub fn recall(object: &Arc<Object>, recorded: &Value) -> Result<Self, String> {
+        let field = |(name, spec): (&String, &FieldSpec)| {
+            let field = recorded.get(name).and_then(|value| spec.kind.recall(value));
+            field.map(|field| (name.clone(), field)).ok_or_else(|| name.clone())
+        };
+        Ok(Self {
+            object: object.clone(),
+            fields: object.fields.iter().map(field).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// As the API would answer it, for cases: with a row and a time that say nothing.
+    pub fn answer(&self, target_id: &str) -> Value {
+        let object = &self.object;
+        let fields = self.fields.iter().map(|(name, field)| (name.clone(), field.answer()));
+        let mut members: Map<String, Value> = fields.collect();
+        members.insert(object.revision.row.clone(), json!("00000000-0000-4000-8000-000000000000"));
+        members.insert(object.revision.at.clone(), json!("2000-01-01T00:00:00.000Z"));
+        members.insert(object.target_member.clone(), json!(target_id));
+        json!({ &object.envelope: members })
     }
 
     /// Its object.
@@ -182,6 +207,16 @@ impl Edit {
             }
         }
         if misfits.is_empty() { Ok(edit) } else { Err(misfits) }
+    }
+
+    /// Reads back what [`Edit::recorded`] wrote; unknown members are gone. `Err`: the first field that cannot be.
+    pub fn recall(object: &Object, recorded: &Value) -> Result<Self, String> {
+        let named = recorded.as_object().into_iter().flatten();
+        let field = |(name, value): (&String, &Value)| {
+            let field = object.fields.get(name).and_then(|spec| spec.kind.recall(value));
+            field.map(|field| (name.clone(), field)).ok_or_else(|| name.clone())
+        };
+        Ok(Self { fields: named.map(field).collect::<Result<_, _>>()?, unknown: Unknown::default() })
     }
 
     /// What is forwarded: the normal form in the request's shape.

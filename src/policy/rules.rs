@@ -148,7 +148,7 @@ impl Rule {
     }
 
     /// Whether it is evaluated for an operation.
-    pub(super) fn applies_to(&self, operation: &Operation) -> bool {
+    pub fn applies_to(&self, operation: &Operation) -> bool {
         let write = match operation.write {
             Write::Overlay => "overlay",
             Write::Create => "create",

@@ -23,7 +23,7 @@ pub use reader::Reader;
 /// `application_id` of our files: "PWLG".
 const APPLICATION: i64 = 0x5057_4C47;
 /// The newest schema this binary knows.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 /// Longer waits for a lock count as a log that cannot be written.
 const BUSY: Duration = Duration::from_millis(250);
 const FRAME: u64 = 4096 + 24;
@@ -437,6 +437,13 @@ impl Database {
         .await
         .map_err(|error| inside(&error))?;
         rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// Keeps the text of a bundle under its digest, once.
+    pub async fn keep_bundle(&mut self, digest: &str, text: &[u8]) -> Result<(), Error> {
+        let put = sqlx::query("INSERT INTO bundles (digest, text) VALUES (?, ?) ON CONFLICT DO NOTHING");
+        let done = put.bind(digest).bind(text).execute(&mut self.connection).await;
+        done.map(drop).map_err(|error| inside(&error))
     }
 
     /// Adds an admin token; `false` when the name is taken.

@@ -147,7 +147,7 @@ fn object(
 }
 
 /// Some members of a JWT auth configuration, those that it needs included.
-fn members() -> impl Strategy<Value = Map<String, Value>> {
+pub(crate) fn members() -> impl Strategy<Value = Map<String, Value>> {
     let text = || prop_oneof![any::<String>(), "[ a,{}\\\\*\u{feff}\u{85}]{0,8}"].prop_map(Value::from);
     let number = || select(vec![0u64, 1, 60, 3600, 7200, 2_592_000, 315_360_000]).prop_map(Value::from);
     let url =

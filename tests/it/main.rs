@@ -19,6 +19,7 @@ mod passthrough;
 mod races;
 mod refusals;
 mod reload;
+mod replay;
 mod rules;
 mod scan;
 mod secrets;

@@ -91,6 +91,9 @@ impl Log {
                     }
                     true
                 }
+                TargetOp::KeepBundle { digest, text } => {
+                    database.keep_bundle(digest, text).await.map(|()| true)?
+                }
                 TargetOp::CreateToken(token) => database.create_token(token).await?,
                 TargetOp::RevokeToken(name, at) => database.revoke_token(name, *at).await?,
             };

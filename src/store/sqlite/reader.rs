@@ -141,6 +141,12 @@ impl Reader {
         row.and_then(|row| row.as_ref().map(change).transpose()).map_err(|error| inside(&error))
     }
 
+    /// The text of a bundle that was in force.
+    pub async fn bundle(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
+        let text = sqlx::query_scalar("SELECT text FROM bundles WHERE digest = ?").bind(digest);
+        text.fetch_optional(&self.0).await.map_err(|error| inside(&error))
+    }
+
     /// All admin tokens, by name.
     pub async fn tokens(&self) -> Result<Vec<TokenRow>, Error> {
         let rows =

@@ -288,6 +288,13 @@ impl Gateway {
         command.output().expect("the binary runs")
     }
 
+    /// Writes a file beside the data folder; its path.
+    pub(crate) fn folder_file(&self, name: &str, text: &str) -> String {
+        let path = self.folder.join(name);
+        std::fs::write(&path, text).expect("writes");
+        path.display().to_string()
+    }
+
     /// Standard output of a run that must succeed.
     pub(crate) fn cli_ok(&self, args: &[&str]) -> String {
         let output = self.cli(args);

@@ -1,0 +1,143 @@
+//! A recorded attempt, judged again.
+//!
+//! Comes in: a change as the history gives it, and the bundle to judge it by: the one of that day, or another. What was
+//! recorded is read back into the states and the edit it was made of; what cannot be is said, never guessed. Goes out:
+//! the attempt, which [`Attempt::decide`] puts to the rules with the same facts as live traffic.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Answer, Bundle, Evaluation};
+use crate::effect;
+use crate::id::TargetId;
+use crate::keys::Keys;
+use crate::operation::{Edit, Operation, State, Write};
+use crate::policy::{self, Denial, Facts, Permit, Policies};
+
+/// What was asked, as far as judging depends on it.
+#[derive(Debug)]
+pub struct Attempt {
+    operation: Arc<Operation>,
+    target: TargetId,
+    before: Option<State>,
+    edit: Option<Edit>,
+    caller: Option<String>,
+    /// Whether the policies of its time said no, be it that only observe mode let it pass.
+    pub was_denied: bool,
+}
+
+/// Why a recorded attempt cannot be judged again.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unreplayable {
+    /// It never came to the policies, or is a watched write, which they do not judge.
+    NotJudged,
+    /// Retention has removed what it said.
+    Pruned,
+    /// The bundle has no such operation, or the record none of its fields.
+    Other(String),
+    /// A field stands in the record as a keyed digest only.
+    Sealed(String),
+}
+
+impl fmt::Display for Unreplayable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotJudged => f.write_str("the policies were never asked"),
+            Self::Pruned => f.write_str("retention has removed what was recorded"),
+            Self::Other(what) => f.write_str(what),
+            Self::Sealed(field) => write!(f, "of `{field}` only a digest is recorded"),
+        }
+    }
+}
+
+impl Attempt {
+    /// Reads one back.
+    pub fn recall(bundle: &Bundle, change: &Value) -> Result<Self, Unreplayable> {
+        if change["pruned"] == true {
+            return Err(Unreplayable::Pruned);
+        }
+        let was_denied = match change["decision"].as_str() {
+            Some("allow") => change["would"] == "deny",
+            Some("deny") => true,
+            _ => return Err(Unreplayable::NotJudged),
+        };
+        let name = change["operation"].as_str().unwrap_or_default();
+        let Some(operation) = bundle.operation(name).cloned() else {
+            return Err(match change["policy_digest"] {
+                Value::Null => Unreplayable::NotJudged,
+                _ => Unreplayable::Other(format!("the bundle has no operation `{name}`")),
+            });
+        };
+        let object = &operation.object;
+        let target = change["target"]["id"].as_str().and_then(|id| TargetId::canonical(&object.target, id));
+        let target = target.ok_or_else(|| Unreplayable::Other("the record names no target".to_owned()))?;
+        let unread = |recorded: &Value, field: String| match recorded.get(&field) {
+            None => Unreplayable::Other(format!("`{field}` is not recorded")),
+            Some(_) => Unreplayable::Sealed(field),
+        };
+        let recorded = &change["before"];
+        let before = match (operation.write, recorded) {
+            (Write::Create, _) | (Write::Remove, Value::Null) => None,
+            (Write::Overlay | Write::Remove, _) => {
+                Some(State::recall(object, recorded).map_err(|field| unread(recorded, field))?)
+            }
+        };
+        let body = &change["request"]["body"];
+        let edit = match operation.write {
+            Write::Remove => None,
+            Write::Overlay | Write::Create => {
+                Some(Edit::recall(object, body).map_err(|field| unread(body, field))?)
+            }
+        };
+        let caller = change["caller"]["id"].as_str().map(str::to_owned);
+        Ok(Self { operation, target, before, edit, caller, was_denied })
+    }
+
+    /// Puts it to the rules. There is no fix: what was sent is gone, only what it meant is left.
+    pub fn decide(&self, policies: &Policies, keys: &Keys) -> Result<Permit, Denial> {
+        let proposed = effect::propose(&self.operation, self.before.as_ref(), self.edit.as_ref());
+        let (before, edit) = (self.before.as_ref(), self.edit.as_ref());
+        let facts = Facts::new(&self.operation, before, &proposed, edit, None, &self.target);
+        policy::decide(policies, &facts.by(self.caller.as_deref()), keys)
+    }
+
+    /// The same with everything around it.
+    pub fn evaluate(&self, policies: &Policies, keys: &Keys) -> Evaluation {
+        let proposed = effect::propose(&self.operation, self.before.as_ref(), self.edit.as_ref());
+        let recorded = |state: Option<&State>| state.map_or(Value::Null, |state| state.recorded(keys));
+        Evaluation {
+            operation: self.operation.clone(),
+            target: self.target.clone(),
+            before: recorded(self.before.as_ref()),
+            proposed: recorded(proposed.state.as_ref()),
+            answer: Answer::of(self.decide(policies, keys)),
+        }
+    }
+
+    /// What was asked.
+    pub fn operation(&self) -> &Operation {
+        &self.operation
+    }
+
+    /// Whose configuration.
+    pub fn target(&self) -> &TargetId {
+        &self.target
+    }
+
+    /// The state it was judged beside.
+    pub fn before(&self) -> Option<&State> {
+        self.before.as_ref()
+    }
+
+    /// What it named.
+    pub fn edit(&self) -> Option<&Edit> {
+        self.edit.as_ref()
+    }
+
+    /// Who asked.
+    pub fn caller(&self) -> Option<&str> {
+        self.caller.as_deref()
+    }
+}

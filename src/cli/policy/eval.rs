@@ -1,0 +1,67 @@
+//! `patchwarden policy eval`: one request judged without sending it.
+//!
+//! The state before, the state it would lead to, what each rule says, and the fix where one is known to pass.
+
+use serde_json::Value;
+
+use super::super::out::print;
+use super::super::{MISCONFIGURED, WRONG};
+use super::Format;
+use crate::app::Failure;
+use crate::bundle::{Answer, Bundle, Question, evaluate};
+use crate::keys::Keys;
+use crate::view;
+
+pub(super) fn run(bundle: &Bundle, question: &Question<'_>, format: Format) -> Result<u8, Failure> {
+    // A question that cannot be asked is no denial.
+    let wrong = |message| Failure { code: MISCONFIGURED, message };
+    let evaluation = evaluate(bundle, bundle.policies(), question, &Keys::ephemeral()).map_err(wrong)?;
+    let shown = evaluation.shown(bundle.policies());
+    print(&match format {
+        Format::Json => format!("{shown:#}\n"),
+        Format::Text => text(&shown),
+    })?;
+    Ok(if matches!(evaluation.answer, Answer::Allowed(_)) { 0 } else { WRONG })
+}
+
+fn first(state: &Value) -> &str {
+    state.as_object().and_then(|members| members.keys().next()).map_or("", String::as_str)
+}
+
+/// As people read it.
+pub(super) fn text(shown: &Value) -> String {
+    let said = |value: &Value| view::visible(value.as_str().unwrap_or("-")).into_owned();
+    let mut text = format!("{}\n", said(&shown["decision"]));
+    if let Some(summary) = shown["summary"].as_str() {
+        text += &format!("  changes  {}\n", view::visible(summary));
+    }
+    for side in ["before", "proposed"] {
+        let title = format!("{side}:");
+        for (name, value) in shown[side].as_object().into_iter().flatten() {
+            let value = view::visible(&value.to_string()).into_owned();
+            text +=
+                &format!("  {:8} {name} {value}\n", if name == first(&shown[side]) { &title } else { "" });
+        }
+    }
+    let rules: Vec<_> = shown["rules"].as_array().into_iter().flatten().collect();
+    let names = |verdict: &str| -> Vec<String> {
+        let such = rules.iter().filter(|rule| rule["verdict"] == verdict);
+        such.map(|rule| said(&rule["id"])).collect()
+    };
+    for (verdict, title) in [("passed", "passed"), ("not_asked", "not for"), ("off", "off")] {
+        let names = names(verdict);
+        if !names.is_empty() {
+            text += &format!("  {title:8} {}\n", names.join(", "));
+        }
+    }
+    for (kind, title) in [("violations", "denied"), ("warnings", "warned")] {
+        for found in shown[kind].as_array().into_iter().flatten() {
+            text += &format!("  {title}   {} {}\n", said(&found["rule"]), said(&found["pointer"]));
+            text += &format!("           {}; {}\n", said(&found["message"]), said(&found["help"]));
+        }
+    }
+    if !shown["fix"].is_null() {
+        text += &format!("  fix      {}\n", view::visible(&shown["fix"].to_string()));
+    }
+    text
+}
