@@ -11,8 +11,9 @@ mod files;
 mod kept;
 mod read;
 mod replay;
+mod standing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use serde_json::json;
 
 use crate::id::{Digest, sha256};
 use crate::operation::{Catalogue, Operation};
-use crate::policy::{Mode, Policies, Rule, Settings};
+use crate::policy::{Mode, Policies, Rule, Settings, contradiction};
 use crate::schema::Schema;
 
 use cases::Case;
@@ -30,6 +31,7 @@ pub use cases::Trial;
 pub use evaluate::{Answer, Evaluation, Question, Verdict, evaluate};
 use files::Files;
 pub use replay::{Attempt, Unreplayable};
+pub use standing::{Next, Said, Standing, standing};
 
 const MANIFEST: &str = "bundle.toml";
 const CATALOGUE: &str = "catalogue.toml";
@@ -233,6 +235,24 @@ impl Bundle {
             trials.extend(cases::run(self, policies, cases));
         }
         trials
+    }
+
+    /// Rules that no configuration was found to pass, one text for each operation. A case of the folder that is allowed
+    /// shows that there is one.
+    pub fn contradictions(&self) -> Vec<String> {
+        let shown: BTreeSet<String> = cases::run(self, &self.policies, &self.own_cases)
+            .into_iter()
+            .filter_map(|trial| trial.is_allowed.then_some(trial.operation))
+            .collect();
+        let unshown = self.operations().values().filter(|operation| !shown.contains(&operation.name));
+        let told = |operation: &Arc<Operation>| {
+            let rules = contradiction(&self.policies, operation)?.join(", ");
+            let name = &operation.name;
+            Some(format!(
+                "no configuration was found that `{name}` would be allowed to set: {rules} cannot be met together; if there is one, show it in a case of `{name}` that expects allow"
+            ))
+        };
+        unshown.filter_map(told).collect()
     }
 }
 

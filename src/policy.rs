@@ -9,6 +9,7 @@ mod fix;
 mod judge;
 mod pattern;
 mod rules;
+mod witness;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::refusal::Finding;
 use crate::schema::Schema;
 
 pub use rules::{Existing, Level, Rule, RuleError};
+pub use witness::contradiction;
 
 /// Whether a violation stops a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -80,6 +82,13 @@ impl Policies {
     #[must_use]
     pub fn enforcing(&self) -> Self {
         Self { settings: Settings { mode: Mode::Enforce, ..self.settings }, ..self.clone() }
+    }
+
+    /// The same, each rule saying this about what was stored before.
+    #[must_use]
+    pub fn with_existing(self, existing: Existing) -> Self {
+        let rules = self.rules.into_iter().map(|rule| rule.with_existing(existing)).collect();
+        Self { rules, ..self }
     }
 
     /// Covers all that is in force.

@@ -5,6 +5,7 @@
 //! can steer the terminal it is shown on. A member that is missing or of an unexpected type is shown as `-` or left
 //! out; nothing here fails.
 
+mod html;
 mod page;
 mod table;
 
@@ -15,6 +16,7 @@ use serde_json::Value;
 use crate::clock::Time;
 use crate::units::lifetime_text;
 
+pub use html::{escaped, html};
 pub use page::page;
 pub use table::{COLUMNS, CSV_HEADER, cell, csv, row, table};
 

@@ -291,7 +291,7 @@ impl Reader {
     }
 
     /// The newest state this log recorded of a target, `null` when it was removed; `None` when it recorded none.
-    pub(super) async fn last_state(&self, target: &str) -> Result<Option<Value>, String> {
+    pub async fn last_state(&self, target: &str) -> Result<Option<Value>, String> {
         let filter = Filter {
             target: Some(target.to_owned()),
             outcome: Some("applied".to_owned()),

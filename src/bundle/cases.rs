@@ -91,6 +91,8 @@ pub struct Trial {
     pub file: String,
     /// Its name.
     pub name: String,
+    /// What it would do.
+    pub operation: String,
     /// What came out otherwise than written, or why it could not be tried.
     pub problem: Option<String>,
     /// Rules that were violated.
@@ -108,7 +110,7 @@ pub(super) fn run(bundle: &Bundle, policies: &Policies, cases: &[Case]) -> Vec<T
         policies.rules().iter().any(|known| known.id() == **rule) || SAID.contains(&rule.as_str())
     };
     let trial = |case: &Case| {
-        let (file, name) = (case.file.clone(), case.name.clone());
+        let (file, name, operation) = (case.file.clone(), case.name.clone(), case.operation.clone());
         let named = case.expect.violations.iter().chain(&case.expect.warnings);
         let (problem, found) = match decided(bundle, policies, case, &keys) {
             Ok(found) if found == case.expect => (None, Some(found)),
@@ -125,7 +127,7 @@ pub(super) fn run(bundle: &Bundle, policies: &Policies, cases: &[Case]) -> Vec<T
         };
         let is_allowed = found.as_ref().is_some_and(|found| found.decision == Decision::Allow);
         let (violated, warned) = found.map(|found| (found.violations, found.warnings)).unwrap_or_default();
-        Trial { file, name, problem, violated, warned, is_allowed }
+        Trial { file, name, operation, problem, violated, warned, is_allowed }
     };
     cases.iter().map(trial).collect()
 }

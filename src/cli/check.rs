@@ -89,8 +89,8 @@ fn policies(config: &Config) -> (Option<Bundle>, Vec<String>) {
     let settings = policy::Settings { ip_allow_listing: config.upstream.ip_allow_listing, mode: config.mode };
     match Bundle::load(config.policies_dir.as_deref(), &config.rules, settings) {
         Ok(bundle) => {
-            let failed = bundle.run_cases();
-            (Some(bundle), failed)
+            let wrong = [bundle.run_cases(), bundle.contradictions()].concat();
+            (Some(bundle), wrong)
         }
         Err(errors) => (None, errors.iter().map(ToString::to_string).collect()),
     }

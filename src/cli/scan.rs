@@ -1,8 +1,10 @@
 //! `patchwarden scan`: what stands there now, judged by the policies, without a gateway and without a store.
 //!
 //! Lists the identities that a token can see, reads each JWT auth configuration and prints one line for each violation,
-//! with what a rule's `existing` would make of it. Sends reads only, a few at a time, and waits when the upstream asks
-//! for patience. Ends with 1 when something violates.
+//! with what each `existing` would make of it. Sends reads only, a few at a time, and waits when the upstream asks for
+//! patience. Where a store is at hand, what is not as recorded is told too. Ends with 1 when something violates.
+
+mod report;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,22 +17,21 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use serde_json::{Value, json};
 
-use super::out::{complain, print};
+use super::out::{Progress, complain, print};
 use super::{UNABLE, WRONG};
 use crate::app::{self, Failure};
+use crate::audit::query::Reader;
 use crate::before::{self, Source};
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, Standing, standing};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::id::TargetId;
 use crate::json;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
-use crate::operation::Object;
-use crate::policy;
-use crate::refusal::{Code, Finding};
+use crate::operation::{Object, Stored, diff_recorded};
+use crate::refusal::Code;
 use crate::upstream::Upstream;
-use crate::view;
 
 /// Identities in one page of the list.
 const PAGE: usize = 100;
@@ -59,6 +60,8 @@ enum Format {
     Json,
     /// One line for each violation
     Csv,
+    /// One page for a browser, that needs nothing else
+    Html,
 }
 
 /// An identity of the list.
@@ -72,7 +75,11 @@ struct Identity {
 struct Found {
     identity: Identity,
     /// `None`: no JWT auth is attached.
-    violations: Option<Vec<Finding>>,
+    violations: Option<Vec<Standing>>,
+    /// A patch of the whole configuration that would mend it.
+    fix: Option<Value>,
+    /// What differs from the last state on record.
+    drift: Vec<Value>,
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
@@ -80,7 +87,8 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let metrics = Arc::new(Metrics::new());
     let upstream = Upstream::new(&config.upstream, config.limits.connect.0, metrics);
     let upstream = upstream.map_err(|error| unable(error.to_string()))?;
-    let scan = Scan { upstream, headers: headers(&args.token_file)?, config, bundle: &bundle };
+    let record = record(config).await;
+    let scan = Scan { upstream, headers: headers(&args.token_file)?, config, bundle: &bundle, record };
     let object = bundle.operations().values().next().map(|operation| operation.object.clone());
     let object = object.ok_or_else(|| unable("the bundle governs nothing"))?;
 
@@ -91,19 +99,20 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let mut reads = futures_util::stream::iter(identities)
         .map(|identity| scan.one(&object, identity))
         .buffered(usize::from(args.concurrency));
+    let mut progress = Progress::new("identities", Some(total));
     while let Some(read) = reads.next().await {
+        progress.advance(1);
         match read {
             Ok(one) => found.push(one),
             Err(why) => unread.push(why),
         }
-        if (found.len() + unread.len()).is_multiple_of(PAGE) && total > PAGE {
-            complain(&format!("{} of {total} identities read", found.len() + unread.len()));
-        }
     }
+    progress.end();
     print(&match args.format {
-        Format::Table => table(&found, &unread),
-        Format::Json => format!("{:#}\n", as_json(&found, &unread)),
-        Format::Csv => csv(&found),
+        Format::Table => report::table(&found, &unread),
+        Format::Json => format!("{:#}\n", report::json(&found, &unread)),
+        Format::Csv => report::csv(&found),
+        Format::Html => report::html(&found, &unread, bundle.digest().as_str(), &scan.upstream.origin()),
     })?;
     for why in &unread {
         complain(why);
@@ -138,6 +147,22 @@ struct Scan<'a> {
     headers: HeaderMap,
     config: &'a Config,
     bundle: &'a Bundle,
+    record: Option<(Reader, Keys)>,
+}
+
+/// What is on record, where a store is at hand.
+async fn record(config: &Config) -> Option<(Reader, Keys)> {
+    if !crate::store::path_of(&config.store_url).is_ok_and(|path| path.exists()) {
+        return None;
+    }
+    let keys = Keys::open(&config.data, true).map_err(|error| error.to_string());
+    match (Reader::open(&config.store_url).await, keys) {
+        (Ok(reader), Ok(keys)) => Some((reader, keys)),
+        (Err(why), _) | (_, Err(why)) => {
+            complain(&format!("drift is not looked for: {why}"));
+            None
+        }
+    }
 }
 
 impl Scan<'_> {
@@ -203,10 +228,12 @@ impl Scan<'_> {
         for _ in 0..MAX_TRIES {
             match before::fetch(&source).await {
                 Ok(reading) => {
-                    let judged = |stored: crate::operation::Stored| {
-                        policy::standing(self.bundle.policies(), object, &stored.state, &Keys::ephemeral())
-                    };
-                    return Ok(Found { identity, violations: reading.stored.map(judged) });
+                    let drift = self.drift(&target, reading.stored.as_ref()).await;
+                    let judged = reading
+                        .stored
+                        .map(|stored| standing(self.bundle, &target, &stored.state, &Keys::ephemeral()));
+                    let (violations, fix) = judged.unzip();
+                    return Ok(Found { identity, violations, fix: fix.flatten(), drift });
                 }
                 Err(refusal) if refusal.code == Code::BeforeRefused(429) => {
                     patience(refusal.retry_after).await;
@@ -218,60 +245,19 @@ impl Scan<'_> {
     }
 }
 
+impl Scan<'_> {
+    /// What somebody changed since the newest state on record.
+    async fn drift(&self, target: &TargetId, stored: Option<&Stored>) -> Vec<Value> {
+        let Some((reader, keys)) = &self.record else { return Vec::new() };
+        let Ok(Some(last)) = reader.last_state(&target.to_string()).await else { return Vec::new() };
+        diff_recorded(&last, &stored.map_or(Value::Null, |stored| stored.state.recorded(keys)))
+    }
+}
+
 fn retry_after(headers: &HeaderMap) -> Option<u64> {
     headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.parse().ok()
 }
 
 async fn patience(seconds: Option<u64>) {
     tokio::time::sleep(Duration::from_secs(seconds.unwrap_or(1).min(60))).await;
-}
-
-fn table(found: &[Found], unread: &[String]) -> String {
-    let rows: Vec<_> = found.iter().flat_map(lines).collect();
-    let text = if rows.is_empty() {
-        String::new()
-    } else {
-        view::table(["IDENTITY", "NAME", "RULE", "FIELD", "WHAT"], &rows)
-            + "\nUnder existing = \"stored\" each warns until a request names the field or makes it worse; under \"tolerate\"\n\
-               until it gets worse; under \"deny\" every change is denied until it is mended.\n\n"
-    };
-    let attached = found.iter().filter_map(|one| one.violations.as_ref());
-    let violating = attached.clone().filter(|found| !found.is_empty()).count();
-    text + &format!(
-        "{} identities, {} with JWT auth, {violating} violate a rule, {} could not be read\n",
-        found.len() + unread.len(),
-        attached.count(),
-        unread.len()
-    )
-}
-
-fn lines(one: &Found) -> Vec<[String; 5]> {
-    let shown = |text: &str| view::visible(text).into_owned();
-    one.violations
-        .iter()
-        .flatten()
-        .map(|found| {
-            [
-                one.identity.id.clone(),
-                shown(&one.identity.name),
-                found.rule.clone(),
-                found.pointer.clone(),
-                shown(&found.message),
-            ]
-        })
-        .collect()
-}
-
-fn csv(found: &[Found]) -> String {
-    let line = |cells: [String; 5]| cells.map(|cell| view::cell(&cell)).join(",") + "\r\n";
-    let header = "identity,name,rule,field,what\r\n".to_owned();
-    header + &found.iter().flat_map(lines).map(line).collect::<String>()
-}
-
-fn as_json(found: &[Found], unread: &[String]) -> Value {
-    let one = |one: &Found| {
-        json!({"id": one.identity.id, "name": one.identity.name, "attached": one.violations.is_some(),
-            "violations": one.violations.clone().unwrap_or_default()})
-    };
-    json!({"identities": found.iter().map(one).collect::<Vec<_>>(), "unread": unread})
 }

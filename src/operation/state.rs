@@ -191,6 +191,12 @@ pub struct Edit {
 }
 
 impl Edit {
+    /// That names these fields with these values.
+    pub fn of<'a>(fields: impl Iterator<Item = (&'a String, &'a Field)>) -> Self {
+        let fields = fields.map(|(name, field)| (name.clone(), field.clone())).collect();
+        Self { fields, unknown: Unknown::default() }
+    }
+
     /// Reads a document that already fits the operation's schema. Everything that does not fit its kind comes back,
     /// each with the name of its field.
     pub fn read(object: &Object, document: &json::Document) -> Result<Self, Vec<(String, Misfit)>> {

@@ -22,6 +22,7 @@ mod silent_reset;
 mod token_lifetime;
 mod unbound_login;
 mod uses_limit;
+mod wanted;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -31,6 +32,8 @@ use crate::id::TargetId;
 use crate::json;
 use crate::keys::Keys;
 use crate::operation::{Edit, Field, FieldSpec, Object, Operation, Secrecy, State, Write};
+
+use wanted::Wanted;
 
 /// How strong a rule is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -135,6 +138,10 @@ impl Rule {
     /// How strong it is.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    pub(super) fn with_existing(self, existing: Existing) -> Self {
+        Self { existing, ..self }
     }
 
     /// What it says about what was stored before.

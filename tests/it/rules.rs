@@ -279,3 +279,81 @@ fn the_schema_for_editors_takes_what_loads_and_knows_every_rule() {
         .collect();
     assert_eq!(known, named);
 }
+
+fn rule(id: &str, builtin: &str, params: &str) -> String {
+    format!("id = \"{id}\"\ntitle = \"t\"\nbuiltin = \"{builtin}\"\n[params]\n{params}\n")
+}
+
+fn checked(files: &[(&str, String)]) -> (Option<i32>, String) {
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("cases")).unwrap();
+    for (name, text) in files {
+        written(folder.path(), name, text);
+    }
+    let output = program()
+        .args([
+            "check",
+            "--upstream",
+            "http://localhost:1",
+            "--policies",
+            &folder.path().display().to_string(),
+        ])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn rules_that_contradict_each_other_are_found_and_named() {
+    let networks = |id: &str, list: &str| {
+        (format!("{id}.toml"), rule(id, "allowed-networks", &format!("networks = [{list}]")))
+    };
+    let pair = |one: (String, String), two: (String, String)| {
+        checked(&[(&one.0, one.1.clone()), (&two.0, two.1.clone())])
+    };
+    let (code, said) = pair(networks("east", "\"10.0.0.0/8\""), networks("west", "\"192.168.0.0/16\""));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("`jwt-auth.update`") && said.contains("`jwt-auth.attach`"), "{said}");
+    assert!(said.contains("east, west cannot be met together"), "{said}");
+    let (code, said) =
+        pair(networks("wide", "\"10.0.0.0/8\""), networks("narrow", "\"10.1.0.0/16\", \"fd00::/8\""));
+    assert_eq!(code, Some(0), "one within the other: {said}");
+    // Open to everybody at the limit of one address: the built-in rule of the binary forbids what this one wants.
+    let open = rule("open", "allowed-networks", "networks = [\"0.0.0.0/0\"]");
+    assert_eq!(checked(&[("open.toml", open)]).0, Some(0), "a part of it is enough");
+    for (one, other) in [
+        (
+            rule("a", "allowed-issuers", "issuers = [\"https://a\"]"),
+            rule("b", "allowed-issuers", "issuers = [\"https://b\"]"),
+        ),
+        (
+            rule("a", "configuration-type", "allowed = [\"jwks\"]"),
+            rule("b", "configuration-type", "allowed = [\"static\"]"),
+        ),
+        (
+            rule("a", "bound-patterns", "subject = [\"repo:a/\"]"),
+            rule("b", "bound-patterns", "subject = [\"repo:b/\"]"),
+        ),
+        (
+            rule("a", "allowed-jwks-hosts", "hosts = [\"a.example\"]"),
+            rule("b", "allowed-jwks-hosts", "hosts = [\"*.b.example\"]"),
+        ),
+    ] {
+        let (code, said) = checked(&[("a.toml", one), ("b.toml", other)]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(" a, b cannot be met together"), "{said}");
+    }
+    let all = [
+        (
+            "a.toml",
+            rule("a", "bound-patterns", "subject = [\"repo:a/\"]\nclaims = { team = [\"x\", \"yy\"] }"),
+        ),
+        ("b.toml", rule("b", "bound-patterns", "subject = [\"repo:a/app\"]\nclaims = { team = [\"y\"] }")),
+        ("c.toml", rule("c", "required-claims", "claims = [\"team\", \"env\"]")),
+        ("d.toml", "id = \"d\"\ntitle = \"t\"\nbuiltin = \"require-ca-pin\"\n".to_owned()),
+        ("e.toml", rule("e", "uses-limit", "at_most = 1")),
+    ];
+    let (code, said) = checked(&all);
+    assert_eq!(code, Some(0), "these can be met together: {said}");
+}

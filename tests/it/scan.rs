@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::gateway::program;
-use crate::support::good_attach;
+use crate::support::gateway::{Gateway, program};
 use crate::support::upstream::{Act, Matcher, Upstream};
+use crate::support::{IDENTITY, good_attach, good_patch, jwt_auth_path};
 use crate::tls::written;
 
 fn id(number: u32) -> String {
@@ -88,7 +88,7 @@ async fn an_estate_of_many_pages_is_read_whole_and_a_good_one_ends_with_0() {
     let (code, out, err) = scan(&upstream, &["--concurrency", "32"]).await;
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("251 identities, 250 with JWT auth, 0 violate a rule"), "{out}");
-    assert!(err.contains("100 of 251 identities read"), "{err}");
+    assert!(err.is_empty(), "the progress is for a terminal: {err}");
 }
 
 #[tokio::test]
@@ -129,4 +129,73 @@ async fn a_token_that_is_none_and_a_list_that_is_refused_are_told() {
     assert_eq!(output.status.code(), Some(3));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("--token-file token: holds no token") && !told.contains("two tokens"), "{told}");
+}
+
+#[tokio::test]
+async fn each_line_says_what_the_next_change_would_get_and_what_mends_it() {
+    let upstream = estate(3);
+    let (_, out, _) = scan(&upstream, &["--format", "json"]).await;
+    let shown: Value = out.parse().unwrap();
+    let all = shown["identities"].as_array().unwrap();
+    let open = all.iter().find(|one| one["id"] == id(0)).unwrap();
+    let network = open["violations"].as_array().unwrap();
+    let network = network.iter().find(|found| found["rule"] == "open-network").unwrap();
+    assert_eq!(network["stored"], json!({"other": "warn", "repeated": "deny"}), "{network}");
+    assert_eq!(network["tolerate"], json!({"other": "warn", "repeated": "warn"}));
+    assert_eq!(network["deny"], json!({"other": "deny", "repeated": "deny"}));
+
+    // What is foretold is what happens, under each `existing`.
+    for (existing, key) in [("stored", "stored"), ("tolerate", "tolerate"), ("deny", "deny")] {
+        let rules = ["open-network", "token-lifetime"];
+        let config: String =
+            rules.iter().map(|rule| format!("[rules.{rule}]\nexisting = \"{existing}\"\n")).collect();
+        let gateway = Gateway::before(&upstream.url()).config(&config).start().await;
+        let status = |said: &Value| if said == "deny" { 403 } else { 200 };
+        let other = good_patch(&json!({"boundSubject": format!("ci-{existing}")}));
+        let answer = gateway.patch(&jwt_auth_path(&id(0)), &other).await;
+        assert_eq!(answer.status, status(&network[key]["other"]), "{existing}: {}", answer.text());
+        let repeated = good_patch(&json!({"accessTokenTrustedIps": [{"ipAddress": "0.0.0.0/0"}]}));
+        let answer = gateway.patch(&jwt_auth_path(&id(0)), &repeated).await;
+        assert_eq!(answer.status, status(&network[key]["repeated"]), "{existing}: {}", answer.text());
+    }
+    let (_, csv, _) = scan(&upstream, &["--format", "csv"]).await;
+    assert!(csv.starts_with("identity,name,rule,field,what,stored,tolerate,deny\r\n"), "{csv}");
+    assert!(csv.contains("denies every change"), "{csv}");
+}
+
+#[tokio::test]
+async fn a_page_for_a_browser_runs_nothing_a_name_could_hold() {
+    let upstream = estate(3);
+    let listed = json!({"identities": [{"identity": {"id": id(0), "name": "<script>alert(1)</script>"}}]});
+    upstream.script(Matcher::any().path("/identities/search"), Act::answer(200, &listed));
+    let (code, page, err) = scan(&upstream, &["--format", "html"]).await;
+    assert_eq!(code, Some(1), "{err}");
+    assert!(page.starts_with("<!doctype html>") && page.contains("open-network"), "{page}");
+    assert!(page.contains("&lt;script&gt;alert(1)") && !page.contains("<script"), "{page}");
+}
+
+#[tokio::test]
+async fn beside_a_store_it_tells_what_changed_behind_the_gateways_back() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let gateway = Gateway::start(&upstream).await;
+    let body = good_patch(&json!({"accessTokenTTL": 1800}));
+    assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &body).await.status, 200);
+    gateway.folder_file("token", &gateway.token);
+    let scan = || {
+        let url = upstream.url();
+        gateway.cli(&["scan", "--upstream", &url, "--token-file", "token", "--format", "json"])
+    };
+    let drift = |output: std::process::Output| {
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let all = shown["identities"].as_array().unwrap().clone();
+        all.iter().find(|one| one["id"] == IDENTITY).unwrap()["drift"].clone()
+    };
+    assert_eq!(drift(scan()), json!([]));
+    let mut row = good_attach();
+    row["accessTokenTTL"] = json!(7200);
+    upstream.another_writer()(IDENTITY, &row);
+    let found = drift(scan());
+    let ttl = found.as_array().unwrap().iter().find(|entry| entry["path"] == "/accessTokenTTL").unwrap();
+    assert_eq!((&ttl["old"], &ttl["value"]), (&json!(1800), &json!(7200)), "{found}");
 }

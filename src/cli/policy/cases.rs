@@ -104,20 +104,21 @@ fn as_json(trials: &[Trial], tried: &[Tried], failed: usize, coverage: usize) ->
 }
 
 fn junit(trials: &[Trial], failed: usize) -> String {
-    let quoted = |text: &str| {
-        let plain: String = text.chars().filter(|c| !c.is_control()).collect();
-        plain.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-    };
     let mut text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"policies\" tests=\"{}\" failures=\"{failed}\">\n",
         trials.len()
     );
     for trial in trials {
-        text +=
-            &format!("  <testcase classname=\"{}\" name=\"{}\"", quoted(&trial.file), quoted(&trial.name));
+        text += &format!(
+            "  <testcase classname=\"{}\" name=\"{}\"",
+            view::escaped(&trial.file),
+            view::escaped(&trial.name)
+        );
         text += &match &trial.problem {
             None => "/>\n".to_owned(),
-            Some(problem) => format!(">\n    <failure message=\"{}\"/>\n  </testcase>\n", quoted(problem)),
+            Some(problem) => {
+                format!(">\n    <failure message=\"{}\"/>\n  </testcase>\n", view::escaped(problem))
+            }
         };
     }
     text + "</testsuite>\n"

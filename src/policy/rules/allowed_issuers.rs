@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use super::reading::{Params, texts};
-use super::{Sight, Unjudged, Violation};
+use super::{Sight, Unjudged, Violation, Wanted};
 
 const ISSUER: &str = "boundIssuer";
 const CONCERNS: &[&str] = &[ISSUER];
@@ -20,6 +20,10 @@ impl AllowedIssuers {
     pub(super) fn read(params: &mut Params) -> Self {
         let issuer = |text: &str| (!text.trim().is_empty()).then(|| text.to_owned());
         Self { issuers: params.need("issuers", Vec::new(), |value| texts(value, "an issuer", issuer)) }
+    }
+
+    pub(super) fn wanted(&self) -> Vec<Wanted> {
+        self.issuers.iter().map(|issuer| Wanted::of(ISSUER, issuer.as_str())).collect()
     }
 
     pub(super) fn check(&self, sight: &Sight<'_>) -> Vec<Violation> {

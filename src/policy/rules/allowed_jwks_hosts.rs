@@ -7,7 +7,7 @@ use serde_json::json;
 use url::Url;
 
 use super::reading::{Params, texts};
-use super::{Sight, Unjudged, Violation};
+use super::{Sight, Unjudged, Violation, Wanted};
 
 const URL: &str = "jwksUrl";
 const CONCERNS: &[&str] = &[URL];
@@ -31,6 +31,12 @@ impl AllowedJwksHosts {
                 texts(value, "a host in lower case, or *. and a host", host)
             }),
         }
+    }
+
+    pub(super) fn wanted(&self) -> Vec<Wanted> {
+        let host =
+            |host: &String| host.strip_prefix("*.").map_or(host.clone(), |rest| format!("keys.{rest}"));
+        self.hosts.iter().map(|one| Wanted::of(URL, format!("https://{}/jwks", host(one)))).collect()
     }
 
     pub(super) fn check(&self, sight: &Sight<'_>) -> Vec<Violation> {

@@ -6,7 +6,7 @@
 use serde_json::json;
 
 use super::reading::{Params, texts};
-use super::{Remedy, Sight, Unjudged, Violation};
+use super::{Remedy, Sight, Unjudged, Violation, Wanted};
 use crate::network::{Range, Union};
 use crate::operation::{Entry, Field};
 
@@ -25,6 +25,10 @@ impl AllowedNetworks {
         let networks = params.need("networks", Vec::new(), |value| texts(value, "a range", Range::parse));
         let texts = networks.iter().map(ToString::to_string).collect();
         Self { texts, union: Union::of(networks) }
+    }
+
+    pub(super) fn wanted(&self) -> Vec<Wanted> {
+        self.texts.iter().map(|text| Wanted::of(RANGES, json!([{"ipAddress": text}]))).collect()
     }
 
     pub(super) fn check(&self, sight: &Sight<'_>) -> Vec<Violation> {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::reading::{Params, texts};
-use super::{Sight, Unjudged, Violation};
+use super::{Sight, Unjudged, Violation, Wanted};
 use crate::json::pointer;
 use crate::operation::{Field, split_patterns};
 use crate::policy::pattern;
@@ -36,6 +36,16 @@ impl BoundPatterns {
                 table.iter().map(|(claim, value)| Ok((claim.clone(), prefixes(value)?))).collect()
             }),
         }
+    }
+
+    pub(super) fn wanted(&self) -> Vec<Wanted> {
+        let text = |beginning: &String| format!("{beginning}x");
+        let subjects = self.subject.iter().map(|one| Wanted::of(SUBJECT, text(one)));
+        let audiences = self.audiences.iter().map(|one| Wanted::of(AUDIENCES, text(one)));
+        let claims = self.claims.iter().flat_map(|(claim, beginnings)| {
+            beginnings.iter().map(|one| Wanted { claim: claim.clone(), ..Wanted::of(CLAIMS, text(one)) })
+        });
+        subjects.chain(audiences).chain(claims).collect()
     }
 
     pub(super) fn check(&self, sight: &Sight<'_>) -> Vec<Violation> {

@@ -7,10 +7,14 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
 
-use super::{Sight, Unjudged, Violation};
+use super::{Sight, Unjudged, Violation, Wanted};
 
 const PIN: &str = "jwksCaCert";
 const CONCERNS: &[&str] = &[PIN];
+
+pub(super) fn wanted() -> Vec<Wanted> {
+    vec![Wanted::of(PIN, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")]
+}
 
 pub(super) fn check(sight: &Sight<'_>) -> Vec<Violation> {
     let found = judge(sight).unwrap_or_else(|unjudged| Some(sight.unjudged(unjudged, CONCERNS)));

@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use super::reading::{Params, texts};
-use super::{Sight, Unjudged, Violation};
+use super::{Sight, Unjudged, Violation, Wanted};
 use crate::json::pointer;
 use crate::operation::Field;
 use crate::policy::pattern;
@@ -23,6 +23,11 @@ impl RequiredClaims {
     pub(super) fn read(params: &mut Params) -> Self {
         let name = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Self { claims: params.need("claims", Vec::new(), |value| texts(value, "a claim's name", name)) }
+    }
+
+    pub(super) fn wanted(&self) -> Vec<Wanted> {
+        let any = |claim: &String| Wanted { claim: claim.clone(), ..Wanted::of(CLAIMS, "x") };
+        self.claims.iter().map(any).collect()
     }
 
     pub(super) fn check(&self, sight: &Sight<'_>) -> Vec<Violation> {

@@ -6,7 +6,7 @@
 use serde_json::json;
 
 use super::reading::Params;
-use super::{Remedy, Sight, Unjudged, Violation};
+use super::{Remedy, Sight, Unjudged, Violation, Wanted};
 use crate::operation::Field;
 use crate::units::{Span, lifetime_text};
 
@@ -30,6 +30,10 @@ impl TokenLifetime {
 
     pub(super) fn longest(self) -> u64 {
         self.ttl_secs
+    }
+
+    pub(super) fn wanted(self) -> Vec<Wanted> {
+        vec![Wanted::of(TTL, self.ttl_secs), Wanted::of(MAX_TTL, self.max_ttl_secs)]
     }
 
     pub(super) fn check(self, sight: &Sight<'_>) -> Vec<Violation> {

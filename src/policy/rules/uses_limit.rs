@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use super::reading::Params;
-use super::{Remedy, Sight, Unjudged, Violation};
+use super::{Remedy, Sight, Unjudged, Violation, Wanted};
 use crate::operation::Field;
 
 const USES: &str = "accessTokenNumUsesLimit";
@@ -20,6 +20,10 @@ pub(super) struct UsesLimit {
 impl UsesLimit {
     pub(super) fn read(params: &mut Params) -> Self {
         Self { at_most: params.need("at_most", 1, count) }
+    }
+
+    pub(super) fn wanted(self) -> Vec<Wanted> {
+        vec![Wanted::of(USES, self.at_most)]
     }
 
     pub(super) fn check(self, sight: &Sight<'_>) -> Vec<Violation> {
