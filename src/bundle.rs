@@ -30,8 +30,8 @@ use cases::Case;
 pub use cases::Trial;
 pub use evaluate::{Answer, Evaluation, Question, Verdict, evaluate};
 use files::Files;
-pub use replay::{Attempt, Unreplayable};
-pub use standing::{Next, Said, Standing, standing};
+pub use replay::{Attempt, Recorded, Said, Unreplayable};
+pub use standing::{Next, Reaction, Standing, standing};
 
 const MANIFEST: &str = "bundle.toml";
 const CATALOGUE: &str = "catalogue.toml";
@@ -78,6 +78,9 @@ struct Manifest {
     version: Option<String>,
     #[serde(default)]
     extends: Extends,
+    /// Laid over rules, as `[rules.ID]` of the configuration is.
+    #[serde(default)]
+    rules: toml::Table,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -126,7 +129,8 @@ impl Bundle {
         let mut errors = Vec::new();
         let builtin = Files::builtin();
         let own = dir.map_or_else(Files::default, |dir| Files::of_folder(dir, &mut errors));
-        let extends = own.get(MANIFEST).map_or(Extends::Builtin, |text| manifest(text, &mut errors));
+        let (extends, laid) =
+            own.get(MANIFEST).map_or_else(Default::default, |text| manifest(text, &mut errors));
         let own_governed = GOVERNED.iter().any(|prefix| own.under(prefix).next().is_some());
         if own_governed && extends == Extends::Builtin {
             let message = "a catalogue, objects, operations and schemas are taken from this folder only with `extends = \"none\"`";
@@ -146,7 +150,7 @@ impl Bundle {
             _ => "the binary".to_owned(),
         };
         let sources = in_force.iter().map(|rule| (rule.id.clone(), place(rule))).collect();
-        let rules = rules(&in_force, overlays, &mut errors);
+        let rules = rules(&in_force, &laid, overlays, &mut errors);
         for (file, rule) in
             in_force.iter().filter_map(|file| Some((file, rules.iter().find(|rule| rule.id() == file.id)?)))
         {
@@ -256,15 +260,15 @@ impl Bundle {
     }
 }
 
-fn manifest(text: &str, errors: &mut Vec<LoadError>) -> Extends {
+fn manifest(text: &str, errors: &mut Vec<LoadError>) -> (Extends, toml::Table) {
     match read::toml_file::<Manifest>(MANIFEST, text, errors) {
         Some(manifest) => {
             if manifest.format != 1 {
                 errors.push(LoadError::new(MANIFEST, "format", "must be 1"));
             }
-            manifest.extends
+            (manifest.extends, manifest.rules)
         }
-        None => Extends::Builtin,
+        None => Default::default(),
     }
 }
 
@@ -307,37 +311,66 @@ fn laid_over(mut bundled: Vec<RuleFile>, own: Vec<RuleFile>) -> Vec<RuleFile> {
     bundled
 }
 
-fn rules(files: &[RuleFile], overlays: &toml::Table, errors: &mut Vec<LoadError>) -> Vec<Rule> {
-    for (id, overlay) in overlays {
-        let key = format!("rules.{id}");
-        if !files.iter().any(|rule| rule.id == *id) {
-            let known: Vec<_> = files.iter().map(|rule| rule.id.as_str()).collect();
-            let message = format!("there is no such rule; there are: {}", known.join(", "));
-            errors.push(LoadError::new(CONFIGURATION, &key, message));
-        } else if !overlay.is_table() {
-            errors.push(LoadError::new(CONFIGURATION, &key, "must be a table"));
+/// The rules of the files, with what the folder's manifest and then the configuration lay over them.
+fn rules(
+    files: &[RuleFile],
+    laid: &toml::Table,
+    overlays: &toml::Table,
+    errors: &mut Vec<LoadError>,
+) -> Vec<Rule> {
+    for (source, overlays) in [(MANIFEST, laid), (CONFIGURATION, overlays)] {
+        for (id, overlay) in overlays {
+            let key = format!("rules.{id}");
+            if !files.iter().any(|rule| rule.id == *id) {
+                let known: Vec<_> = files.iter().map(|rule| rule.id.as_str()).collect();
+                let message = format!("there is no such rule; there are: {}", known.join(", "));
+                errors.push(LoadError::new(source, &key, message));
+            } else if !overlay.is_table() {
+                errors.push(LoadError::new(source, &key, "must be a table"));
+            }
         }
     }
     let mut rules = Vec::new();
     for RuleFile { id, file, table, .. } in files {
-        // What is wrong without the overlay is the file's; the rest came with it.
-        let plain = Rule::read(table, None);
-        let overlay = overlays.get(id).and_then(toml::Value::as_table);
-        match (plain, overlay) {
-            (Ok(rule), None) => rules.push(rule),
-            (Ok(_), Some(overlay)) => match Rule::read(table, Some(overlay)) {
-                Ok(rule) => rules.push(rule),
-                Err(wrong) => errors.extend(wrong.into_iter().map(|error| {
-                    let key = format!("rules.{id}.{}", error.key);
-                    LoadError::new(CONFIGURATION, key.trim_end_matches('.'), error.message)
-                })),
-            },
-            (Err(wrong), _) => {
-                errors.extend(wrong.into_iter().map(|error| LoadError::new(file, &error.key, error.message)));
+        let of = |overlays: &toml::Table| overlays.get(id).and_then(toml::Value::as_table).cloned();
+        let (folder, configuration) = (of(laid), of(overlays));
+        let both = folder.iter().chain(&configuration).flat_map(flat).collect::<toml::Table>();
+        // Each with less laid over it, so that what is wrong is said of where it came in.
+        let layers = [
+            (file.as_str(), "", Some(toml::Table::new())),
+            (MANIFEST, "rules.", folder.map(|folder| flat(&folder).collect())),
+            (CONFIGURATION, "rules.", Some(both)),
+        ];
+        let mut read = None;
+        for (source, prefix, overlay) in layers {
+            let Some(overlay) = overlay else { continue };
+            match Rule::read(table, Some(&overlay)) {
+                Ok(rule) => read = Some(rule),
+                Err(wrong) => {
+                    read = None;
+                    errors.extend(wrong.into_iter().map(|error| {
+                        let key = match prefix {
+                            "" => error.key,
+                            prefix => format!("{prefix}{id}.{}", error.key),
+                        };
+                        LoadError::new(source, key.trim_end_matches('.'), error.message)
+                    }));
+                    break;
+                }
             }
         }
+        rules.extend(read);
     }
     rules
+}
+
+/// What is laid over a rule, with its parameters beside its level: the two ways to write them are one.
+fn flat(overlay: &toml::Table) -> impl Iterator<Item = (String, toml::Value)> {
+    let params = overlay.get("params").and_then(toml::Value::as_table).cloned().unwrap_or_default();
+    let beside: Vec<_> =
+        overlay.iter().filter(|(key, value)| *key != "params" || !value.is_table()).collect();
+    let beside: Vec<_> = beside.into_iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    params.into_iter().chain(beside)
 }
 
 /// A rule that names what there is not would silently never apply.

@@ -38,7 +38,7 @@ struct Asked {
 pub(super) async fn list(extract::State(state): extract::State<State>) -> Response {
     let bundle = state.bundle.read().unwrap_or_else(PoisonError::into_inner).clone();
     let rules: Vec<Value> = bundle.policies().rules().iter().map(|rule| {
-        json!({"id": rule.id(), "title": rule.title(), "description": rule.description(), "help": rule.help(),
+        json!({"id": rule.id(), "title": rule.title(), "description": rule.description(), "help": rule.help(), "owner": rule.owner(),
             "level": rule.level(), "existing": rule.existing(), "operations": rule.operations(),
             "from": bundle.source(rule.id())})
     }).collect();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use crate::bundle::{Recorded, Said};
 use crate::clock::Time;
 use crate::json;
 use crate::store::{self, ChangeQuery, ChangeRow, ChangeUpdate, Database, Error, StoredEntry};
@@ -183,13 +184,6 @@ pub struct Page {
     pub next_cursor: Option<String>,
 }
 
-/// In which order, and how much of each.
-#[derive(Clone, Copy, Default)]
-struct Walk {
-    ascending: bool,
-    only_attempts: bool,
-}
-
 /// Reads the history of a store, beside whoever writes it.
 #[derive(Clone)]
 pub struct Reader(store::Reader);
@@ -207,17 +201,51 @@ impl Reader {
 
     /// Newest first.
     pub async fn page(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, String> {
-        self.walk(filter, cursor, limit, Walk::default()).await
+        self.walk(filter, cursor, limit, false).await
     }
 
-    /// Attempts alone, oldest first, without what became of them.
+    /// Attempts alone, oldest first, to be judged again; and where to go on.
     pub async fn attempts(
         &self,
         filter: &Filter,
         cursor: Option<&str>,
         limit: usize,
-    ) -> Result<Page, String> {
-        self.walk(filter, cursor, limit, Walk { ascending: true, only_attempts: true }).await
+    ) -> Result<(Vec<Recorded>, Option<String>), String> {
+        let (rows, next) = self.rows(filter, cursor, limit, true).await?;
+        Ok((self.recorded(&rows).await?, next))
+    }
+
+    /// One attempt by id or number, or the `last` one.
+    pub async fn attempt(&self, id: &str) -> Result<Option<Recorded>, String> {
+        match self.row(id).await? {
+            Some(row) => Ok(self.recorded(&[row]).await?.pop()),
+            None => Ok(None),
+        }
+    }
+
+    async fn recorded(&self, rows: &[ChangeRow]) -> Result<Vec<Recorded>, String> {
+        let places: Vec<i64> = rows.iter().map(|row| row.row).collect();
+        let entries = self.0.entries(&places).await.map_err(|error| error.to_string())?;
+        let mut bodies: HashMap<_, _> = entries.into_iter().map(|entry| (entry.row, entry.body)).collect();
+        let recorded = |row: &ChangeRow| {
+            let body = bodies.remove(&row.row).flatten();
+            let said = body.map(|body| json::own::<Said>(&body)).transpose();
+            Ok(Recorded {
+                id: row.id.clone(),
+                index: row.index,
+                operation: row.operation.clone(),
+                target: row
+                    .target
+                    .as_deref()
+                    .and_then(|target| target.split_once('/'))
+                    .map(|(_, id)| id.to_owned()),
+                decision: row.decision.clone(),
+                would: row.would.clone(),
+                was_judged: row.decision == "deny" || (row.decision == "allow" && row.seq.is_some()),
+                said: said.map_err(|error| format!("entry {}: {error}", row.index))?,
+            })
+        };
+        rows.iter().map(recorded).collect()
     }
 
     /// The text of a bundle that was in force, by its digest.
@@ -233,7 +261,7 @@ impl Reader {
         limit: usize,
     ) -> Result<Page, String> {
         let filter = Filter { target: Some(target_id.to_owned()), ..Filter::default() };
-        self.walk(&filter, cursor, limit, Walk { ascending: true, ..Walk::default() }).await
+        self.walk(&filter, cursor, limit, true).await
     }
 
     async fn walk(
@@ -241,8 +269,19 @@ impl Reader {
         filter: &Filter,
         cursor: Option<&str>,
         limit: usize,
-        how: Walk,
+        ascending: bool,
     ) -> Result<Page, String> {
+        let (rows, next_cursor) = self.rows(filter, cursor, limit, ascending).await?;
+        Ok(Page { changes: self.assemble(&rows).await?, next_cursor })
+    }
+
+    async fn rows(
+        &self,
+        filter: &Filter,
+        cursor: Option<&str>,
+        limit: usize,
+        ascending: bool,
+    ) -> Result<(Vec<ChangeRow>, Option<String>), String> {
         let after = cursor.map(|cursor| place(cursor).ok_or("the cursor is none of ours")).transpose()?;
         let mut query = ChangeQuery {
             target: filter
@@ -251,7 +290,7 @@ impl Reader {
                 .map(|id| if id.contains('/') { id.clone() } else { format!("identity/{id}") }),
             since: filter.since.map(|at| at.0),
             until: filter.until.map(|at| at.0),
-            ascending: how.ascending,
+            ascending,
             after,
         };
         let (started, mut looked_at) = (Instant::now(), 0);
@@ -270,24 +309,21 @@ impl Reader {
             }
             query.after = Some(place);
         };
-        if how.only_attempts {
-            for row in &mut found {
-                (row.outcome_row, row.settlement_row) = (None, None);
-            }
-        }
-        let changes = self.assemble(&found).await?;
-        Ok(Page { changes, next_cursor: next.map(|(at, id)| format!("{at}.{id}")) })
+        Ok((found, next.map(|(at, id)| format!("{at}.{id}"))))
     }
 
     /// One change by id or number, or the `last` one; a folded request's id answers with the fold.
     pub async fn find(&self, id: &str) -> Result<Option<Value>, String> {
-        let number = id.parse::<u64>().ok();
-        let by_id = (number.is_none() && id != "last").then(|| id.to_ascii_lowercase());
-        let row = self.0.change(by_id.as_deref(), number).await.map_err(|error| error.to_string())?;
-        match row {
+        match self.row(id).await? {
             Some(row) => Ok(self.assemble(&[row]).await?.pop()),
             None => Ok(None),
         }
+    }
+
+    async fn row(&self, id: &str) -> Result<Option<ChangeRow>, String> {
+        let number = id.parse::<u64>().ok();
+        let by_id = (number.is_none() && id != "last").then(|| id.to_ascii_lowercase());
+        self.0.change(by_id.as_deref(), number).await.map_err(|error| error.to_string())
     }
 
     /// The newest state this log recorded of a target, `null` when it was removed; `None` when it recorded none.

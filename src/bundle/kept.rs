@@ -16,6 +16,7 @@ use crate::policy::{Mode, Policies, Settings};
 
 #[derive(Deserialize)]
 struct Kept {
+    manifest: Option<String>,
     governed: Vec<BTreeMap<String, String>>,
     rules: BTreeMap<String, String>,
     overlays: String,
@@ -62,7 +63,9 @@ pub(super) fn bundle(text: &[u8], digest: &str) -> Result<Bundle, String> {
         files.push(RuleFile { id, file, text, table });
     }
     let overlays = read::toml_file("overlays", &kept.overlays, &mut errors).unwrap_or_default();
-    let rules = rules(&files, &overlays, &mut errors);
+    let (_, laid) =
+        kept.manifest.map_or_else(Default::default, |manifest| super::manifest(&manifest, &mut errors));
+    let rules = rules(&files, &laid, &overlays, &mut errors);
     if let Some(error) = errors.first() {
         return Err(format!("the bundle {digest} does not load in this version: {error}"));
     }

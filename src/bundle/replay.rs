@@ -7,7 +7,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{Answer, Bundle, Evaluation};
 use crate::effect;
@@ -15,6 +17,49 @@ use crate::id::TargetId;
 use crate::keys::Keys;
 use crate::operation::{Edit, Operation, State, Write};
 use crate::policy::{self, Denial, Facts, Permit, Policies};
+
+/// What the log holds of an attempt, as far as judging depends on it.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the names are those of the record")]
+pub struct Recorded {
+    pub id: String,
+    /// Its number in the log.
+    pub index: u64,
+    pub operation: Option<String>,
+    /// Id of the target.
+    pub target: Option<String>,
+    pub decision: String,
+    pub would: Option<String>,
+    /// Whether the policies were asked.
+    pub was_judged: bool,
+    /// `None`: retention has removed it.
+    pub said: Option<Said>,
+}
+
+/// What its payload says.
+#[derive(Debug, Deserialize)]
+#[expect(missing_docs, reason = "the names are those of the record")]
+pub struct Said {
+    pub received_at: String,
+    pub before: Option<Value>,
+    pub request: Asked,
+    pub caller: Option<Asker>,
+    pub violations: Box<RawValue>,
+    pub warnings: Box<RawValue>,
+}
+
+/// The request of an attempt.
+#[derive(Debug, Deserialize)]
+pub struct Asked {
+    pub body: Option<Value>,
+}
+
+/// Who asked.
+#[derive(Debug, Deserialize)]
+pub struct Asker {
+    pub id: Option<String>,
+    pub name: Option<String>,
+}
 
 /// What was asked, as far as judging depends on it.
 #[derive(Debug)]
@@ -54,44 +99,38 @@ impl fmt::Display for Unreplayable {
 
 impl Attempt {
     /// Reads one back.
-    pub fn recall(bundle: &Bundle, change: &Value) -> Result<Self, Unreplayable> {
-        if change["pruned"] == true {
-            return Err(Unreplayable::Pruned);
+    pub fn recall(bundle: &Bundle, recorded: &Recorded) -> Result<Self, Unreplayable> {
+        if !recorded.was_judged {
+            return Err(Unreplayable::NotJudged);
         }
-        let was_denied = match change["decision"].as_str() {
-            Some("allow") => change["would"] == "deny",
-            Some("deny") => true,
-            _ => return Err(Unreplayable::NotJudged),
-        };
-        let name = change["operation"].as_str().unwrap_or_default();
-        let Some(operation) = bundle.operation(name).cloned() else {
-            return Err(match change["policy_digest"] {
-                Value::Null => Unreplayable::NotJudged,
-                _ => Unreplayable::Other(format!("the bundle has no operation `{name}`")),
-            });
-        };
+        let said = recorded.said.as_ref().ok_or(Unreplayable::Pruned)?;
+        let was_denied = recorded.decision == "deny" || recorded.would.as_deref() == Some("deny");
+        let name = recorded.operation.as_deref().unwrap_or_default();
+        let operation = bundle.operation(name).cloned();
+        let operation =
+            operation.ok_or_else(|| Unreplayable::Other(format!("the bundle has no operation `{name}`")))?;
         let object = &operation.object;
-        let target = change["target"]["id"].as_str().and_then(|id| TargetId::canonical(&object.target, id));
+        let target = recorded.target.as_deref().and_then(|id| TargetId::canonical(&object.target, id));
         let target = target.ok_or_else(|| Unreplayable::Other("the record names no target".to_owned()))?;
         let unread = |recorded: &Value, field: String| match recorded.get(&field) {
             None => Unreplayable::Other(format!("`{field}` is not recorded")),
             Some(_) => Unreplayable::Sealed(field),
         };
-        let recorded = &change["before"];
-        let before = match (operation.write, recorded) {
-            (Write::Create, _) | (Write::Remove, Value::Null) => None,
-            (Write::Overlay | Write::Remove, _) => {
-                Some(State::recall(object, recorded).map_err(|field| unread(recorded, field))?)
+        let before = match (operation.write, &said.before) {
+            (Write::Create, _) | (Write::Remove, None) => None,
+            (Write::Overlay | Write::Remove, before) => {
+                let before = before.as_ref().unwrap_or(&Value::Null);
+                Some(State::recall(object, before).map_err(|field| unread(before, field))?)
             }
         };
-        let body = &change["request"]["body"];
         let edit = match operation.write {
             Write::Remove => None,
             Write::Overlay | Write::Create => {
+                let body = said.request.body.as_ref().unwrap_or(&Value::Null);
                 Some(Edit::recall(object, body).map_err(|field| unread(body, field))?)
             }
         };
-        let caller = change["caller"]["id"].as_str().map(str::to_owned);
+        let caller = said.caller.as_ref().and_then(|caller| caller.id.clone());
         Ok(Self { operation, target, before, edit, caller, was_denied })
     }
 

@@ -36,15 +36,15 @@ pub struct Standing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Next {
     /// A change of something else.
-    pub other: Said,
+    pub other: Reaction,
     /// A change that repeats the field as it stands.
-    pub repeated: Said,
+    pub repeated: Reaction,
 }
 
 /// What a rule says to a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Said {
+pub enum Reaction {
     /// Nothing.
     Nothing,
     /// It warns.
@@ -57,10 +57,10 @@ impl Next {
     /// In a few words.
     pub const fn as_str(self) -> &'static str {
         match (self.other, self.repeated) {
-            (Said::Deny, _) => "denies every change",
-            (_, Said::Deny) => "warns, denies when sent again",
-            (Said::Warn, _) | (_, Said::Warn) => "warns",
-            (Said::Nothing, Said::Nothing) => "says nothing",
+            (Reaction::Deny, _) => "denies every change",
+            (_, Reaction::Deny) => "warns, denies when sent again",
+            (Reaction::Warn, _) | (_, Reaction::Warn) => "warns",
+            (Reaction::Nothing, Reaction::Nothing) => "says nothing",
         }
     }
 }
@@ -77,7 +77,7 @@ pub fn standing(
     let operations = &mut bundle.operations().values();
     let update = operations.find(|known| known.write == Write::Overlay && known.object.name == object.name);
     let Some(update) = update.filter(|_| !found.is_empty()) else {
-        let none = Next { other: Said::Nothing, repeated: Said::Nothing };
+        let none = Next { other: Reaction::Nothing, repeated: Reaction::Nothing };
         let alone = |finding| Standing { finding, stored: none, tolerate: none, deny: none };
         return (found.into_iter().map(alone).collect(), None);
     };
@@ -117,14 +117,14 @@ fn edit(update: &Operation, state: &State, all: bool) -> Edit {
 struct Findings(Vec<Finding>, Vec<Finding>);
 
 impl Findings {
-    fn of(&self, finding: &Finding) -> Said {
+    fn of(&self, finding: &Finding) -> Reaction {
         let names = |found: &[Finding]| {
             found.iter().any(|one| one.rule == finding.rule && one.pointer == finding.pointer)
         };
         match (names(&self.0), names(&self.1)) {
-            (true, _) => Said::Deny,
-            (false, true) => Said::Warn,
-            (false, false) => Said::Nothing,
+            (true, _) => Reaction::Deny,
+            (false, true) => Reaction::Warn,
+            (false, false) => Reaction::Nothing,
         }
     }
 }

@@ -1,18 +1,27 @@
 //! `patchwarden check`: says everything that is wrong, before anything runs.
 //!
 //! The configuration comes in loaded as `serve` loads it. Here the policies are loaded and their cases run, and with
-//! `--online` the upstream is asked for its status and the store opened for reading. Sends no credentials, changes
-//! nothing. Ends with 1 when the policies are wrong, with 3 when only what is outside cannot be reached.
+//! `--online` the upstream is asked for its status and the store opened for reading. With `--identity` a real answer is
+//! held against the object file, as after an upgrade of the upstream; only then a token is sent. Changes nothing. Ends
+//! with 1 when something is wrong, with 3 when only what is outside cannot be reached.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{UNABLE, WRONG, out};
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING};
+use http::{HeaderValue, Request};
+use serde_json::Value;
+
+use super::{MISCONFIGURED, UNABLE, WRONG, out};
 use crate::app::Failure;
 use crate::bundle::Bundle;
 use crate::config::Config;
+use crate::id::TargetId;
+use crate::json;
 use crate::metrics::Metrics;
-use crate::operation::{CatalogueEntry, Class};
+use crate::operation::{CatalogueEntry, Class, State};
 use crate::pipeline::UngovernedWrites;
 use crate::store::{self, Reader};
 use crate::upstream::Upstream;
@@ -27,6 +36,12 @@ pub(super) struct Args {
     /// Also connect to the upstream and to the store; sends no credentials
     #[arg(long)]
     online: bool,
+    /// Also read the configuration of this identity, and compare it with what is expected of the API; needs --token-file
+    #[arg(long, value_name = "ID", requires = "online", requires = "token_file")]
+    identity: Option<String>,
+    /// File with a token that may read the identity; nothing else stands in it
+    #[arg(long, value_name = "FILE", requires = "identity")]
+    token_file: Option<PathBuf>,
     /// Print every write of the guarded API that is known, and what happens to it
     #[arg(long)]
     coverage: bool,
@@ -34,7 +49,17 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let (bundle, wrong) = policies(config);
-    let away = if args.online { outside(config).await } else { Vec::new() };
+    let mut away = if args.online { outside(config).await } else { Vec::new() };
+    let mut wrong = wrong;
+    if let (Some(identity), Some(token), Some(bundle), true) =
+        (&args.identity, &args.token_file, &bundle, away.is_empty())
+    {
+        match real(config, bundle, identity, token).await {
+            Ok(differs) => wrong.extend(differs),
+            Err(failure) if failure.code == UNABLE => away.push(failure.message),
+            Err(failure) => return Err(failure),
+        }
+    }
     for line in wrong.iter().chain(&away) {
         out::complain(&format!("error: {line}"));
     }
@@ -48,7 +73,11 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         return out::print(&coverage(&bundle, config.ungoverned_writes)).map(|()| 0);
     }
     let file = config.file.as_ref().map_or("no file".to_owned(), |path| path.display().to_string());
-    let online = if args.online { ", upstream and store" } else { "" };
+    let online = match (&args.identity, args.online) {
+        (Some(_), _) => ", upstream, the identity's configuration and store",
+        (None, true) => ", upstream and store",
+        (None, false) => "",
+    };
     out::print(&format!("ok: configuration ({file}), policies{online}\n")).map(|()| 0)
 }
 
@@ -94,6 +123,49 @@ fn policies(config: &Config) -> (Option<Bundle>, Vec<String>) {
         }
         Err(errors) => (None, errors.iter().map(ToString::to_string).collect()),
     }
+}
+
+/// What a real answer has that the object file does not expect, and the other way round.
+async fn real(config: &Config, bundle: &Bundle, id: &str, token: &Path) -> Result<Vec<String>, Failure> {
+    let unable = |message: String| Failure { code: UNABLE, message };
+    let object = bundle.operations().values().next().map(|operation| operation.object.clone());
+    let object = object.ok_or_else(|| unable("the bundle governs nothing".to_owned()))?;
+    let Some(target) = TargetId::canonical(&object.target, id) else {
+        return Err(Failure {
+            code: MISCONFIGURED,
+            message: format!("--identity {id}: is no identity's id; write a UUID in lower case"),
+        });
+    };
+    let upstream = Upstream::new(&config.upstream, config.limits.connect.0, Arc::new(Metrics::new()));
+    let upstream = upstream.map_err(|error| unable(error.to_string()))?;
+    let mut request = Request::new(Bytes::new());
+    *request.uri_mut() =
+        object.path_of(&target.id()).parse().map_err(|_| unable("the object's path is none".to_owned()))?;
+    *request.headers_mut() = super::scan::headers(token)?;
+    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+    request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    let (within, at_most) = (config.limits.before.0, config.limits.answer.bytes());
+    let answer = upstream.exchange("probe", request, within, at_most).await;
+    let answer = answer.map_err(|failure| unable(format!("the identity {id}: {failure}")))?;
+    let body = json::value(&answer.body).unwrap_or(Value::Null);
+    if !answer.status.is_success() {
+        let said = body["message"].as_str().unwrap_or("(no message)");
+        return Err(unable(format!("the identity {id}: the upstream answered {}: {said}", answer.status)));
+    }
+    let at = |what: String| {
+        format!(
+            "{}: {what}; the gateway cannot judge such an answer until its object file (policies/objects/{}.toml, version {}) says how",
+            object.path, object.name, object.version
+        )
+    };
+    Ok(match State::read(&object, &target.id(), &body) {
+        Err(unreadable) => vec![at(unreadable.0)],
+        Ok(stored) => stored
+            .unknown
+            .names()
+            .map(|name| format!("{}: the answer has `{name}`, which the object file does not know: it is neither judged nor recorded", object.path))
+            .collect(),
+    })
 }
 
 async fn outside(config: &Config) -> Vec<String> {

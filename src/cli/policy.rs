@@ -168,11 +168,12 @@ fn list(bundle: &Bundle, config: &Config) -> Result<u8, Failure> {
                 level.to_owned(),
                 rule.existing().as_str().to_owned(),
                 source,
+                rule.owner().to_owned(),
                 rule.title().to_owned(),
             ]
         })
         .collect();
-    print(&view::table(["RULE", "LEVEL", "EXISTING", "FROM", "TITLE"], &rows))?;
+    print(&view::table(["RULE", "LEVEL", "EXISTING", "FROM", "OWNER", "TITLE"], &rows))?;
     print(&format!("\npolicy digest {}\n", bundle.digest())).map(|()| 0)
 }
 

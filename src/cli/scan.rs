@@ -129,7 +129,8 @@ fn unable(message: impl Into<String>) -> Failure {
     Failure { code: UNABLE, message: message.into() }
 }
 
-fn headers(token_file: &Path) -> Result<HeaderMap, Failure> {
+/// A request's headers with the token of a file.
+pub(super) fn headers(token_file: &Path) -> Result<HeaderMap, Failure> {
     let wrong =
         |what: &dyn std::fmt::Display| unable(format!("--token-file {}: {what}", token_file.display()));
     let text = std::fs::read_to_string(token_file).map_err(|error| wrong(&error))?;

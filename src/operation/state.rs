@@ -67,6 +67,11 @@ impl Unknown {
         self.0.len()
     }
 
+    /// What they are called, for whoever looks at the answer himself; never for the record.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// `{"count", "digest"}`, or nothing to say.
     pub fn recorded(&self, keys: &Keys) -> Value {
         if self.0.is_empty() {

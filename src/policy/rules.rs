@@ -86,6 +86,7 @@ pub struct Rule {
     title: String,
     description: String,
     help: String,
+    owner: String,
     operations: Option<Vec<String>>,
     level: Level,
     existing: Existing,
@@ -133,6 +134,11 @@ impl Rule {
     /// What to do about a violation, in general.
     pub fn help(&self) -> &str {
         &self.help
+    }
+
+    /// Whom to ask about it; may be empty.
+    pub fn owner(&self) -> &str {
+        &self.owner
     }
 
     /// How strong it is.

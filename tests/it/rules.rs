@@ -134,7 +134,12 @@ fn a_request_is_judged_without_sending_it() {
     written(folder.path(), "fine.json", &fine.to_string());
 
     let (code, out, err) = policy(&folder, &["eval", "--before", "before.json", "--body", "fine.json"]);
-    assert_eq!((code, out.as_str()), (Some(0), "allow\n  changes  accessTokenTTL 1h -> 15m\n"), "{err}");
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.starts_with("allow\n  changes  accessTokenTTL 1h -> 15m\n  passed   insecure-jwks"), "{out}");
+    assert!(
+        out.lines().any(|line| line.split_whitespace().eq(["*", "accessTokenTTL", "3600", "900"])),
+        "{out}"
+    );
     let (code, out, _) = policy(&folder, &["eval", "--before", "before.json", "--body", "open.json"]);
     assert_eq!(code, Some(1));
     for part in
@@ -356,4 +361,36 @@ fn rules_that_contradict_each_other_are_found_and_named() {
     ];
     let (code, said) = checked(&all);
     assert_eq!(code, Some(0), "these can be met together: {said}");
+}
+
+#[test]
+fn the_example_bundles_load_agree_with_their_cases_and_can_be_met() {
+    let adoption = concat!(env!("CARGO_MANIFEST_DIR"), "/policies/adoption");
+    let mut folders: Vec<_> =
+        std::fs::read_dir(adoption).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    assert_eq!(folders.len(), 4);
+    folders.push(concat!(env!("CARGO_MANIFEST_DIR"), "/policies/strict").into());
+    for folder in folders {
+        let place = TempDir::new().unwrap();
+        let output = program()
+            .args(["check", "--upstream", "http://localhost:1", "--policies", &folder.display().to_string()])
+            .current_dir(place.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{}: {said}", folder.display());
+    }
+}
+
+#[test]
+fn what_a_folder_lays_over_a_rule_is_checked_where_it_stands() {
+    let manifest = "format = 1\n[rules.open-network]\nmax_share = 7\n[rules.nobody]\nlevel = \"warn\"\n";
+    let (code, said) = checked(&[("bundle.toml", manifest.to_owned())]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("bundle.toml: `rules.open-network.max_share`: must be a number from 0 to 1"),
+        "{said}"
+    );
+    assert!(said.contains("bundle.toml: `rules.nobody`: there is no such rule"), "{said}");
 }

@@ -199,3 +199,41 @@ async fn beside_a_store_it_tells_what_changed_behind_the_gateways_back() {
     let ttl = found.as_array().unwrap().iter().find(|entry| entry["path"] == "/accessTokenTTL").unwrap();
     assert_eq!((&ttl["old"], &ttl["value"]), (&json!(1800), &json!(7200)), "{found}");
 }
+
+#[tokio::test]
+async fn after_an_upgrade_a_real_answer_is_held_against_what_is_expected() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let folder = TempDir::new().unwrap();
+    written(folder.path(), "token", "TOKEN\n");
+    let check = async |more: &[&str]| {
+        let mut command = program();
+        command
+            .current_dir(folder.path())
+            .args(["check", "--upstream", &upstream.url(), "--online"])
+            .args(more);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let identity = ["--identity", IDENTITY, "--token-file", "token"];
+    assert_eq!(check(&identity).await, (Some(0), String::new()));
+    assert_eq!(upstream.seen().last().unwrap().get("authorization"), Some("Bearer TOKEN"));
+    let mut row = upstream.state(IDENTITY).unwrap();
+    row["accessTokenBoundCountries"] = json!(["*"]);
+    upstream.script(Matcher::any().path(IDENTITY), Act::answer(200, &json!({"identityJwtAuth": row})));
+    let (code, said) = check(&identity).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("the answer has `accessTokenBoundCountries`, which the object file does not know"),
+        "{said}"
+    );
+    row.as_object_mut().unwrap().remove("boundSubject");
+    upstream.script(Matcher::any().path(IDENTITY), Act::answer(200, &json!({"identityJwtAuth": row})));
+    let (code, said) = check(&identity).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("the answer has no `boundSubject`"), "{said}");
+    upstream.script(Matcher::any().path(IDENTITY), Act::answer(403, &json!({"message": "no"})));
+    assert_eq!(check(&identity).await.0, Some(3));
+    assert_eq!(check(&["--identity", IDENTITY]).await.0, Some(2), "a token is needed");
+    assert_eq!(check(&["--identity", "x", "--token-file", "token"]).await.0, Some(2));
+}

@@ -2,6 +2,8 @@
 //!
 //! The state before, the state it would lead to, what each rule says, and the fix where one is known to pass.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::super::out::print;
@@ -24,24 +26,12 @@ pub(super) fn run(bundle: &Bundle, question: &Question<'_>, format: Format) -> R
     Ok(if matches!(evaluation.answer, Answer::Allowed(_)) { 0 } else { WRONG })
 }
 
-fn first(state: &Value) -> &str {
-    state.as_object().and_then(|members| members.keys().next()).map_or("", String::as_str)
-}
-
 /// As people read it.
 pub(super) fn text(shown: &Value) -> String {
     let said = |value: &Value| view::visible(value.as_str().unwrap_or("-")).into_owned();
     let mut text = format!("{}\n", said(&shown["decision"]));
     if let Some(summary) = shown["summary"].as_str() {
         text += &format!("  changes  {}\n", view::visible(summary));
-    }
-    for side in ["before", "proposed"] {
-        let title = format!("{side}:");
-        for (name, value) in shown[side].as_object().into_iter().flatten() {
-            let value = view::visible(&value.to_string()).into_owned();
-            text +=
-                &format!("  {:8} {name} {value}\n", if name == first(&shown[side]) { &title } else { "" });
-        }
     }
     let rules: Vec<_> = shown["rules"].as_array().into_iter().flatten().collect();
     let names = |verdict: &str| -> Vec<String> {
@@ -62,6 +52,25 @@ pub(super) fn text(shown: &Value) -> String {
     }
     if !shown["fix"].is_null() {
         text += &format!("  fix      {}\n", view::visible(&shown["fix"].to_string()));
+    }
+    let (before, proposed) = (&shown["before"], &shown["proposed"]);
+    let names: BTreeSet<&String> =
+        [before, proposed].into_iter().filter_map(Value::as_object).flat_map(serde_json::Map::keys).collect();
+    let value = |value: &Value| match value {
+        Value::Null => "-".to_owned(),
+        value => view::visible(&value.to_string()).into_owned(),
+    };
+    let rows: Vec<_> = names
+        .into_iter()
+        .map(|name| {
+            let (old, new) = (&before[name], &proposed[name]);
+            let mark = if old == new { " " } else { "*" };
+            [format!("{mark} {name}"), value(old), value(new)]
+        })
+        .collect();
+    if !rows.is_empty() {
+        text += "\n";
+        text += &view::table(["  FIELD", "BEFORE", "PROPOSED"], &rows);
     }
     text
 }

@@ -43,7 +43,9 @@ impl Past {
             wrong(format!("the store does not hold the policies of that day ({digest}); `policy replay` judges by others"))
         })?;
         let bundle = Bundle::restore(&text, digest).map_err(unable)?;
-        let attempt = Attempt::recall(&bundle, &change)
+        let recorded = reader.attempt(id).await.map_err(unable)?;
+        let recorded = recorded.ok_or_else(|| wrong(super::super::show::no_change(id)))?;
+        let attempt = Attempt::recall(&bundle, &recorded)
             .map_err(|why| wrong(format!("this change cannot be judged again: {why}")))?;
         Ok(Self { change, bundle, attempt })
     }

@@ -16,10 +16,11 @@ use super::super::{MISCONFIGURED, UNABLE, WRONG};
 use super::Format;
 use crate::api::filter::Listing;
 use crate::app::{self, Failure};
-use crate::audit::query::{Page, Reader};
-use crate::bundle::{Attempt, Unreplayable};
+use crate::audit::query::Reader;
+use crate::bundle::{Attempt, Recorded, Unreplayable};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::json;
 use crate::keys::Keys;
 use crate::refusal::Finding;
 use crate::view;
@@ -98,16 +99,16 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     };
     let mut ahead = Some(read(None));
     while let Some(page) = ahead.take() {
-        let page: Page = page.await.map_err(|error| unable(error.to_string()))?.map_err(unable)?;
-        ahead = page.next_cursor.clone().map(|cursor| read(Some(cursor)));
-        progress.advance(page.changes.len());
-        for change in &page.changes {
-            match Attempt::recall(&bundle, change) {
+        let (attempts, next) = page.await.map_err(|error| unable(error.to_string()))?.map_err(unable)?;
+        ahead = next.map(|cursor| read(Some(cursor)));
+        progress.advance(attempts.len());
+        for recorded in &attempts {
+            match Attempt::recall(&bundle, recorded) {
                 Err(why) => *replayed.not_replayed.entry(why).or_default() += 1,
                 Ok(attempt) => {
                     let now = attempt.decide(&policies, &keys);
                     let violations = now.err().map(|denial| denial.violations);
-                    replayed.count(change, attempt.was_denied, violations, args.examples);
+                    replayed.count(recorded, attempt.was_denied, violations, args.examples);
                 }
             }
         }
@@ -126,14 +127,23 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
 }
 
 impl Replayed {
-    fn count(&mut self, change: &Value, was_denied: bool, violations: Option<Vec<Finding>>, examples: usize) {
+    fn count(
+        &mut self,
+        recorded: &Recorded,
+        was_denied: bool,
+        violations: Option<Vec<Finding>>,
+        examples: usize,
+    ) {
         let (turned, found) = match (was_denied, violations) {
             (true, Some(_)) => return self.denied += 1,
             (false, None) => return self.allowed += 1,
             (false, Some(violations)) => (&mut self.newly_denied, json!(violations)),
             (true, None) => {
-                let said = if change["decision"] == "deny" { "violations" } else { "warnings" };
-                (&mut self.newly_allowed, change[said].clone())
+                let said = recorded.said.as_ref();
+                let was_refused = recorded.decision == "deny";
+                let found = said.map(|said| if was_refused { &said.violations } else { &said.warnings });
+                let found = found.and_then(|found| json::own(found.get().as_bytes()).ok());
+                (&mut self.newly_allowed, found.unwrap_or_default())
             }
         };
         turned.count += 1;
@@ -143,9 +153,14 @@ impl Replayed {
             *turned.rules.entry(rule.to_owned()).or_default() += 1;
         }
         if turned.examples.len() < examples {
-            turned.examples.push(json!({"id": change["id"], "number": change["log"]["attempt"]["index"],
-                "received_at": change["received_at"], "operation": change["operation"],
-                "target": change["target"]["id"], "caller": change["caller"], "findings": found}));
+            let said = recorded.said.as_ref();
+            let caller = said.and_then(|said| said.caller.as_ref());
+            turned.examples.push(json!({"id": recorded.id, "number": recorded.index,
+                "received_at": said.map(|said| said.received_at.as_str()), "operation": recorded.operation,
+                "target": recorded.target,
+                "caller": {"id": caller.and_then(|who| who.id.as_deref()),
+                    "name": caller.and_then(|who| who.name.as_deref())},
+                "findings": found}));
         }
     }
 

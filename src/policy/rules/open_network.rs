@@ -43,7 +43,13 @@ impl OpenNetwork {
         if share <= self.max_share {
             return None;
         }
-        let is_advice = !sight.ip_allow_listing && is_everything(entries);
+        let is_everything = is_everything(entries);
+        let is_advice = !sight.ip_allow_listing && is_everything;
+        let plan = if is_everything && sight.ip_allow_listing {
+            "; where the plan of the organisation has no IP allow-listing, these are all it takes: then set upstream.ip_allow_listing = false"
+        } else {
+            ""
+        };
         Some(Violation {
             is_advice,
             limit: json!(self.max_share),
@@ -53,7 +59,7 @@ impl OpenNetwork {
                 percent(self.max_share)
             ),
             help: format!(
-                "name the networks the identity logs in from, like 203.0.113.0/24; private ranges count as nothing{}",
+                "name the networks the identity logs in from, like 203.0.113.0/24; private ranges count as nothing{}{plan}",
                 sight.terraform(&[RANGES])
             ),
             remedy: Some(Remedy::LeaveOut),

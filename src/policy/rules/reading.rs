@@ -22,8 +22,8 @@ use super::unbound_login::UnboundLogin;
 use super::uses_limit::UsesLimit;
 use super::{Check, Existing, Level, Rule, RuleError};
 
-const FILE_KEYS: [&str; 9] =
-    ["id", "title", "description", "help", "operations", "level", "existing", "builtin", "params"];
+const FILE_KEYS: [&str; 10] =
+    ["id", "title", "description", "help", "owner", "operations", "level", "existing", "builtin", "params"];
 const OVERLAY_KEYS: [&str; 3] = ["level", "existing", "params"];
 const BUILTINS: &str = "open-network, token-lifetime, unbound-login, silent-reset, insecure-jwks, allowed-networks, \
      uses-limit, required-claims, bound-patterns, allowed-issuers, allowed-jwks-hosts, require-ca-pin, key-strength, \
@@ -107,6 +107,7 @@ impl Rule {
         let title = source.text("title", true);
         let description = source.text("description", false);
         let help = source.text("help", false);
+        let owner = source.text("owner", false);
         let operations = source.operations();
         let levels = [("deny", Level::Deny), ("warn", Level::Warn), ("off", Level::Off)];
         let level = source.choice("level", &levels, Level::Deny);
@@ -116,7 +117,7 @@ impl Rule {
         let check = source.check();
         match check {
             Some(check) if source.errors.is_empty() => {
-                Ok(Self { id, title, description, help, operations, level, existing, check })
+                Ok(Self { id, title, description, help, owner, operations, level, existing, check })
             }
             _ => Err(source.errors),
         }
