@@ -2,6 +2,8 @@
 //!
 //! `cargo test --release --test it -- --ignored --nocapture figures`
 
+#![expect(clippy::print_stdout, reason = "for whoever runs them")]
+
 use std::time::{Duration, Instant};
 
 use patchwarden::bundle::{Attempt, Bundle, Recorded};
