@@ -142,9 +142,20 @@ async fn a_swapped_link_counts_and_a_touched_file_does_not() {
 
 #[tokio::test]
 async fn under_load_every_decision_is_that_of_the_bundle_it_cites() {
+    reloaded_under_load(10, 150).await;
+}
+
+#[tokio::test]
+#[ignore = "takes minutes"]
+async fn ten_thousand_reloads_under_load_leave_no_request_stuck() {
+    reloaded_under_load(10_000, 150).await;
+}
+
+/// Changes are made until the policies were swapped and loaded so often.
+async fn reloaded_under_load(reloads: usize, changes: usize) {
     let folder = TempDir::new().unwrap();
     written(folder.path(), "uses.toml", &uses(10));
-    let (_upstream, gateway) = with(folder.path(), "1ms").await;
+    let (_upstream, gateway) = with(folder.path(), "10ms").await;
     let path = folder.path().join("uses.toml");
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let swapping = std::thread::spawn(move || {
@@ -157,27 +168,36 @@ async fn under_load_every_decision_is_that_of_the_bundle_it_cites() {
             swaps += 1;
             std::thread::sleep(Duration::from_millis(5));
         }
-        swaps
     });
-    let mut decisions = std::collections::BTreeMap::new();
-    let mut answers = Vec::new();
-    for _ in 0..150 {
-        answers.push(set_uses(&gateway, 8).await);
+    let mut answers = std::collections::BTreeMap::new();
+    let (mut slowest, mut done) = (Duration::ZERO, 0);
+    while answers.len() < changes || done < reloads {
+        let begun = std::time::Instant::now();
+        let answer = set_uses(&gateway, 8).await;
+        slowest = slowest.max(begun.elapsed());
+        assert!(matches!(answer.status, 200 | 403), "{}", answer.text());
+        answers.insert(change_of(&answer), answer.status);
+        if answers.len() % 50 == 0 {
+            done = gateway.events("reloaded").len();
+        }
     }
     stop.send(()).unwrap();
-    let swaps = swapping.join().unwrap();
-    for answer in &answers {
-        assert!(matches!(answer.status, 200 | 403), "{}", answer.text());
-        let change = gateway.show(&change_of(answer));
+    swapping.join().unwrap();
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    let mut decisions = std::collections::BTreeMap::new();
+    let mut told = 0;
+    for change in gateway.history(&["--limit", "1000000"])["changes"].as_array().unwrap() {
+        let Some(status) = answers.get(change["id"].as_str().unwrap()) else { continue };
         let decision = change["decision"].as_str().unwrap().to_owned();
+        assert_eq!(decision == "allow", *status == 200, "{change}");
         decisions
             .entry(change["policy_digest"].to_string())
             .or_insert_with(std::collections::BTreeSet::new)
             .insert(decision);
+        told += 1;
     }
-    let reloads = gateway.events("reloaded").len();
-    eprintln!("{swaps} swaps, {reloads} reloads, {decisions:?}");
-    assert!(reloads >= 10, "{reloads}");
+    eprintln!("{done} reloads, {} changes, the slowest took {slowest:?}", answers.len());
+    assert_eq!(told, answers.len(), "each answer is on record");
     assert_eq!(decisions.len(), 2);
     assert!(decisions.values().all(|decisions| decisions.len() == 1), "{decisions:?}");
 }
