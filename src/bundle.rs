@@ -6,15 +6,16 @@
 //! wrong is found at once; nothing is loaded in part. The digest covers all that can change a decision.
 
 mod cases;
+mod error;
 mod evaluate;
 mod files;
 mod kept;
+mod line;
 mod read;
 mod replay;
 mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ use crate::schema::Schema;
 
 use cases::Case;
 pub use cases::Trial;
+pub use error::LoadError;
 pub use evaluate::{Answer, Evaluation, Question, Verdict, evaluate};
 use files::Files;
 pub use replay::{Attempt, Recorded, Said, Unreplayable};
@@ -39,32 +41,6 @@ const CATALOGUE: &str = "catalogue.toml";
 const CONFIGURATION: &str = "the configuration";
 /// What a folder may replace only when it extends nothing.
 const GOVERNED: [&str; 4] = [CATALOGUE, "objects/", "operations/", "schemas/"];
-
-/// One thing that is wrong in a policy file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoadError {
-    /// The file.
-    pub file: String,
-    /// The key in it; empty for the whole file.
-    pub key: String,
-    /// What is wrong.
-    pub message: String,
-}
-
-impl LoadError {
-    fn new(file: &str, key: &str, message: impl Into<String>) -> Self {
-        Self { file: file.to_owned(), key: key.to_owned(), message: message.into() }
-    }
-}
-
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.key.as_str() {
-            "" => write!(f, "{}: {}", self.file, self.message),
-            key => write!(f, "{}: `{key}`: {}", self.file, self.message),
-        }
-    }
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -161,7 +137,7 @@ impl Bundle {
         let own_cases = cases::read(&own, &mut errors);
         let bundled_cases = cases::read(&builtin, &mut errors);
         if !errors.is_empty() {
-            return Err(errors);
+            return Err(errors.into_iter().map(|error| error.placed(&own)).collect());
         }
         let bundled = (extends == Extends::Builtin).then(|| {
             let settings = Settings { ip_allow_listing: true, mode: Mode::Enforce };

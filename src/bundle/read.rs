@@ -11,7 +11,7 @@ use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{Files, LoadError};
+use super::{Files, LoadError, line};
 use crate::json;
 use crate::operation::{
     Catalogue, CatalogueEntry, Class, Kind, Object, Omission, Omitted, Operation, Side, Write,
@@ -72,7 +72,11 @@ pub(super) fn toml_file<T: DeserializeOwned>(
     text: &str,
     errors: &mut Vec<LoadError>,
 ) -> Option<T> {
-    toml::from_str(text).map_err(|error| errors.push(LoadError::new(file, "", error.message()))).ok()
+    let unread = |error: toml::de::Error| {
+        let line = error.span().map(|span| line::of_byte(text, span.start));
+        errors.push(LoadError { line, ..LoadError::new(file, "", error.message()) });
+    };
+    toml::from_str(text).map_err(unread).ok()
 }
 
 /// Everything but rules and cases.

@@ -201,10 +201,10 @@ fn a_rule_that_names_what_there_is_not_does_not_load() {
     let errors = errors.unwrap_err();
     let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
     for part in [
-        "a.toml: `operations`: there is no operation `jwt-auth.updat`; there are: jwt-auth.attach",
-        "b.toml: `params.fields`: there is no field `boundIssuers`; there are: ",
+        "a.toml:4: `operations`: there is no operation `jwt-auth.updat`; there are: jwt-auth.attach",
+        "b.toml:5: `params.fields`: there is no field `boundIssuers`; there are: ",
         "c.toml: `params.networks`: is missing",
-        "d.toml: `params.networks`: \"10.0.0.0/8x\" is not a range",
+        "d.toml:5: `params.networks`: \"10.0.0.0/8x\" is not a range",
     ] {
         assert!(told.iter().any(|line| line.starts_with(part)), "{part} in {told:?}");
     }

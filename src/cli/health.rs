@@ -2,8 +2,8 @@
 //!
 //! One `GET /readyz` on the admin listener, without a token, for container health checks. Ends with 0 when requests pass
 //! through, with 1 when `--require audit` was asked and the log cannot be written, with 3 when nothing answers in time or
-//! the gateway is starting or stopping. Behind TLS exactly the configured certificate is accepted, whatever name is in
-//! it: the question goes to this machine.
+//! the gateway is starting or stopping. Where the listener speaks TLS, the socket in the data folder is asked instead; from
+//! elsewhere exactly the configured certificate is accepted, whatever name is in it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::{UNABLE, WRONG, out};
 use crate::app::Failure;
@@ -55,8 +55,14 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         .await
         .map_err(|_| unable("no answer in time".to_owned()))?
         .map_err(|error| unable(format!("{error:#}")))?;
-    let said = json::value(&body).ok().and_then(|answer| answer["status"].as_str().map(str::to_owned));
-    let said = said.unwrap_or_else(|| status.to_string());
+    let answer = json::value(&body).unwrap_or_default();
+    let said = answer["status"].as_str().map_or_else(|| status.to_string(), str::to_owned);
+    for problem in answer["problems"].as_array().into_iter().flatten() {
+        let of = |name: &str| problem[name].as_str().unwrap_or_default();
+        let (part, since, detail) = (of("part"), of("since"), of("detail"));
+        let detail = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+        out::complain(&format!("{part} since {since}{detail}"));
+    }
     out::print(&format!("{said}\n"))?;
     Ok(match status {
         StatusCode::OK => 0,
@@ -76,8 +82,14 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 async fn ask(config: &Config, address: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    let Some(file) = &config.admin.cert_file else {
+        return exchange(TcpStream::connect(address).await?, address, path).await;
+    };
+    // Where the gateway is at home: no certificate in between, which may just be in the middle of its renewal.
+    if let Ok(stream) = UnixStream::connect(config.data.join("admin.sock")).await {
+        return exchange(stream, address, path).await;
+    }
     let stream = TcpStream::connect(address).await?;
-    let Some(file) = &config.admin.cert_file else { return exchange(stream, address, path).await };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let own = CertificateDer::from_pem_file(file)
         .map_err(|error| anyhow::anyhow!("admin.cert_file {}: {error}", file.display()))?;

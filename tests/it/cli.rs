@@ -208,6 +208,30 @@ fn health_accepts_exactly_the_configured_certificate_behind_tls() {
     }
 }
 
+#[test]
+fn health_asks_at_home_where_tls_may_be_in_the_middle_of_its_renewal_and_says_what_is_wrong() {
+    let folder = TempDir::new().unwrap();
+    let own = certificate(folder.path(), "own");
+    let home = std::os::unix::net::UnixListener::bind(folder.path().join("admin.sock")).unwrap();
+    let problem = r#"{"status":"ready","problems":[{"part":"policies","since":"2026-01-02T03:04:05Z","detail":"no rule"}]}"#;
+    std::thread::spawn(move || {
+        for mut client in home.incoming().flatten() {
+            let _ = client.read(&mut [0; 4096]);
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", problem.len());
+            let _ = client.write_all((head + problem).as_bytes());
+        }
+    });
+    let config = format!(
+        "admin_listen = \"127.0.0.1:1\"\ndata = \"{}\"\n[admin]\ncert_file = \"{}\"\nkey_file = \"{}\"",
+        folder.path().display(),
+        own.cert_file.as_ref().unwrap().display(),
+        own.key_file.as_ref().unwrap().display()
+    );
+    let said = run(&config, &["health"], &[]);
+    assert_eq!((said.code, said.out.as_str()), (Some(0), "ready\n"), "{}", said.err);
+    assert!(said.err.contains("policies since 2026-01-02T03:04:05Z: no rule"), "{}", said.err);
+}
+
 fn certificate(folder: &Path, name: &str) -> TlsSettings {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed([format!("{name}.example")]).unwrap();

@@ -9,7 +9,6 @@ mod corpus;
 mod coverage;
 mod deploy;
 mod doors;
-mod figures;
 mod floods;
 mod http2;
 mod laws;

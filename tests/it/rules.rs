@@ -389,8 +389,8 @@ fn what_a_folder_lays_over_a_rule_is_checked_where_it_stands() {
     let (code, said) = checked(&[("bundle.toml", manifest.to_owned())]);
     assert_eq!(code, Some(1), "{said}");
     assert!(
-        said.contains("bundle.toml: `rules.open-network.max_share`: must be a number from 0 to 1"),
+        said.contains("bundle.toml:3: `rules.open-network.max_share`: must be a number from 0 to 1"),
         "{said}"
     );
-    assert!(said.contains("bundle.toml: `rules.nobody`: there is no such rule"), "{said}");
+    assert!(said.contains("bundle.toml:4: `rules.nobody`: there is no such rule"), "{said}");
 }

@@ -25,11 +25,15 @@ const EMPTY_CLAIMS: [&str; 5] = ["iss", "iat", "exp", "nbf", "jti"];
 #[derive(Clone, Debug)]
 pub(super) struct UnboundLogin {
     shared_issuers: Vec<String>,
+    /// Their hosts, for a key set that has no issuer.
+    shared_hosts: Vec<String>,
 }
 
 impl UnboundLogin {
     pub(super) fn read(params: &mut Params) -> Self {
-        Self { shared_issuers: params.take("shared_issuers", Vec::new(), issuers) }
+        let shared_issuers = params.take("shared_issuers", Vec::new(), issuers);
+        let shared_hosts = shared_issuers.iter().filter_map(|issuer| host(issuer)).collect();
+        Self { shared_issuers, shared_hosts }
     }
 
     pub(super) fn check(&self, sight: &Sight<'_>) -> Vec<Violation> {
@@ -55,8 +59,7 @@ impl UnboundLogin {
 
     fn is_shared(&self, issuer: &str, jwks_url: &str) -> bool {
         if issuer.is_empty() {
-            let host = host(jwks_url);
-            return host.is_some() && self.shared_issuers.iter().any(|shared| self::host(shared) == host);
+            return host(jwks_url).is_some_and(|host| self.shared_hosts.contains(&host));
         }
         let issuer = issuer.to_ascii_lowercase();
         self.shared_issuers.iter().any(|shared| {
