@@ -28,7 +28,7 @@ use crate::id::{ChangeId, Digest, EntryRef, TargetId};
 use crate::json;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
-use crate::operation::{Revision, diff_recorded};
+use crate::operation::{Object, Revision, diff_recorded};
 use crate::policy::Permit;
 use crate::refusal::{Code, Refusal};
 use crate::route::Watched;
@@ -527,13 +527,42 @@ impl Audit {
         let (Some(settlement), Some(target), Some(turn)) = (settlement, &draft.target, draft.turn) else {
             return false;
         };
+        self.put_settlement(group, settlement, target, turn, draft.object.as_deref());
+        true
+    }
+
+    /// Writes a settlement that no change came with; `false` when the target moved meanwhile.
+    pub async fn settle(
+        &self,
+        settlement: &Settlement,
+        target: &TargetId,
+        turn: u64,
+        object: &Object,
+    ) -> Result<bool, String> {
+        let mut group = Group::default();
+        self.put_settlement(&mut group, settlement, target, turn, Some(object));
+        note_revision(&mut group, Some(target), settlement.after.as_ref(), None);
+        match self.write(group, self.0.settings.commit_wait.0).await {
+            Ok(_) => Ok(true),
+            Err(NotWritten::Lost) => Ok(false),
+            Err(NotWritten::Unavailable(cause)) => Err(cause),
+        }
+    }
+
+    fn put_settlement(
+        &self,
+        group: &mut Group,
+        settlement: &Settlement,
+        target: &TargetId,
+        turn: u64,
+        object: Option<&Object>,
+    ) {
         self.no_longer_unseen(std::slice::from_ref(&settlement.of));
         self.no_longer_unseen(&settlement.also);
         let (key, turn) = (target.to_string(), Some(turn));
         let (now, keys) = (self.0.clock.now(), &self.0.keys);
-        group.entries.extend(entry::settlements(settlement, draft.object.as_deref(), &key, now, keys));
+        group.entries.extend(entry::settlements(settlement, object, &key, now, keys));
         group.ops.push(TargetOp::Free { key, intent: settlement.of.entry.clone(), turn });
-        true
     }
 
     /// Frees the target, or keeps it held when nobody knows whether the write lands.

@@ -176,6 +176,8 @@ pub struct ChangeQuery {
     pub until: Option<i64>,
     /// Oldest first.
     pub ascending: bool,
+    /// Without rules, pointers and the text to search: they are long.
+    pub lean: bool,
     /// Go on after this place.
     pub after: Option<(i64, String)>,
 }

@@ -184,6 +184,13 @@ pub struct Page {
     pub next_cursor: Option<String>,
 }
 
+/// In which order, and whether without what is long.
+#[derive(Clone, Copy)]
+struct Walk {
+    ascending: bool,
+    lean: bool,
+}
+
 /// Reads the history of a store, beside whoever writes it.
 #[derive(Clone)]
 pub struct Reader(store::Reader);
@@ -211,7 +218,8 @@ impl Reader {
         cursor: Option<&str>,
         limit: usize,
     ) -> Result<(Vec<Recorded>, Option<String>), String> {
-        let (rows, next) = self.rows(filter, cursor, limit, true).await?;
+        let lean = filter.rule.is_none() && filter.changed.is_none() && filter.contains.is_none();
+        let (rows, next) = self.rows(filter, cursor, limit, Walk { ascending: true, lean }).await?;
         Ok((self.recorded(&rows).await?, next))
     }
 
@@ -225,10 +233,12 @@ impl Reader {
 
     async fn recorded(&self, rows: &[ChangeRow]) -> Result<Vec<Recorded>, String> {
         let places: Vec<i64> = rows.iter().map(|row| row.row).collect();
-        let entries = self.0.entries(&places).await.map_err(|error| error.to_string())?;
-        let mut bodies: HashMap<_, _> = entries.into_iter().map(|entry| (entry.row, entry.body)).collect();
+        let mut bodies = HashMap::new();
+        for chunk in places.chunks(500) {
+            bodies.extend(self.0.payloads(chunk).await.map_err(|error| error.to_string())?);
+        }
         let recorded = |row: &ChangeRow| {
-            let body = bodies.remove(&row.row).flatten();
+            let body = bodies.remove(&row.row);
             let said = body.map(|body| json::own::<Said>(&body)).transpose();
             Ok(Recorded {
                 id: row.id.clone(),
@@ -271,7 +281,7 @@ impl Reader {
         limit: usize,
         ascending: bool,
     ) -> Result<Page, String> {
-        let (rows, next_cursor) = self.rows(filter, cursor, limit, ascending).await?;
+        let (rows, next_cursor) = self.rows(filter, cursor, limit, Walk { ascending, lean: false }).await?;
         Ok(Page { changes: self.assemble(&rows).await?, next_cursor })
     }
 
@@ -280,7 +290,7 @@ impl Reader {
         filter: &Filter,
         cursor: Option<&str>,
         limit: usize,
-        ascending: bool,
+        how: Walk,
     ) -> Result<(Vec<ChangeRow>, Option<String>), String> {
         let after = cursor.map(|cursor| place(cursor).ok_or("the cursor is none of ours")).transpose()?;
         let mut query = ChangeQuery {
@@ -290,7 +300,8 @@ impl Reader {
                 .map(|id| if id.contains('/') { id.clone() } else { format!("identity/{id}") }),
             since: filter.since.map(|at| at.0),
             until: filter.until.map(|at| at.0),
-            ascending,
+            ascending: how.ascending,
+            lean: how.lean,
             after,
         };
         let (started, mut looked_at) = (Instant::now(), 0);

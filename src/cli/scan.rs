@@ -21,16 +21,18 @@ use super::out::{Progress, complain, print};
 use super::{UNABLE, WRONG};
 use crate::app::{self, Failure};
 use crate::audit::query::Reader;
-use crate::before::{self, Source};
+use crate::audit::{Audit, Settled};
+use crate::before::{self, Reading, Source};
 use crate::bundle::{Bundle, Standing, standing};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::id::TargetId;
+use crate::id::{ChangeId, TargetId};
 use crate::json;
 use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::operation::{Object, Stored, diff_recorded};
 use crate::refusal::Code;
+use crate::settle;
 use crate::upstream::Upstream;
 
 /// Identities in one page of the list.
@@ -50,6 +52,9 @@ pub(super) struct Args {
     /// How to print it
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
+    /// Also settle changes whose end was not seen, where what is read proves it; for a store that no gateway writes now
+    #[arg(long)]
+    settle: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -80,6 +85,8 @@ struct Found {
     fix: Option<Value>,
     /// What differs from the last state on record.
     drift: Vec<Value>,
+    /// A change whose end was not seen, with what is proved of it now.
+    settled: Option<(ChangeId, Option<Settled>)>,
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
@@ -88,7 +95,9 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let upstream = Upstream::new(&config.upstream, config.limits.connect.0, metrics);
     let upstream = upstream.map_err(|error| unable(error.to_string()))?;
     let record = record(config).await;
-    let scan = Scan { upstream, headers: headers(&args.token_file)?, config, bundle: &bundle, record };
+    let audit = if args.settle { Some(app::offline(config).await?) } else { None };
+    let headers = headers(&args.token_file)?;
+    let scan = Scan { upstream, headers, config, bundle: &bundle, record, audit };
     let object = bundle.operations().values().next().map(|operation| operation.object.clone());
     let object = object.ok_or_else(|| unable("the bundle governs nothing"))?;
 
@@ -108,6 +117,10 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         }
     }
     progress.end();
+    drop(reads);
+    if let Some(audit) = &scan.audit {
+        audit.stop().await;
+    }
     print(&match args.format {
         Format::Table => report::table(&found, &unread),
         Format::Json => format!("{:#}\n", report::json(&found, &unread)),
@@ -149,6 +162,8 @@ struct Scan<'a> {
     config: &'a Config,
     bundle: &'a Bundle,
     record: Option<(Reader, Keys)>,
+    /// The log, where it may be written.
+    audit: Option<Audit>,
 }
 
 /// What is on record, where a store is at hand.
@@ -230,11 +245,12 @@ impl Scan<'_> {
             match before::fetch(&source).await {
                 Ok(reading) => {
                     let drift = self.drift(&target, reading.stored.as_ref()).await;
+                    let settled = self.settle(&target, object, &reading).await?;
                     let judged = reading
                         .stored
                         .map(|stored| standing(self.bundle, &target, &stored.state, &Keys::ephemeral()));
                     let (violations, fix) = judged.unzip();
-                    return Ok(Found { identity, violations, fix: fix.flatten(), drift });
+                    return Ok(Found { identity, violations, fix: fix.flatten(), drift, settled });
                 }
                 Err(refusal) if refusal.code == Code::BeforeRefused(429) => {
                     patience(refusal.retry_after).await;
@@ -252,6 +268,28 @@ impl Scan<'_> {
         let Some((reader, keys)) = &self.record else { return Vec::new() };
         let Ok(Some(last)) = reader.last_state(&target.to_string()).await else { return Vec::new() };
         diff_recorded(&last, &stored.map_or(Value::Null, |stored| stored.state.recorded(keys)))
+    }
+}
+
+impl Scan<'_> {
+    /// Gives a change of which nobody saw the end the settlement that the reading proves.
+    async fn settle(
+        &self,
+        target: &TargetId,
+        object: &Object,
+        reading: &Reading,
+    ) -> Result<Option<(ChangeId, Option<Settled>)>, String> {
+        let (Some(audit), Some((_, keys))) = (&self.audit, &self.record) else { return Ok(None) };
+        let told = |cause: &dyn std::fmt::Display| format!("{}: {cause}", target.id());
+        let now = audit.look(target).await.map_err(|refusal| told(&refusal.detail))?;
+        let Some(hold) = now.hold.filter(|hold| hold.unknown) else { return Ok(None) };
+        let limit = self.config.upstream.late_write_limit.0;
+        let Some(settlement) = settle::judge(&hold, reading, limit, "scan", keys) else {
+            return Ok(Some((hold.intent.change, None)));
+        };
+        let is_written = audit.settle(&settlement, target, now.turn, object).await;
+        let is_written = is_written.map_err(|cause| told(&cause))?;
+        Ok(Some((hold.intent.change, is_written.then_some(settlement.result))))
     }
 }
 

@@ -647,3 +647,14 @@ fn text(value: &Value) -> String {
 fn port_of(address: &str) -> u16 {
     address.rsplit_once(':').unwrap().1.parse().unwrap()
 }
+
+#[test]
+fn every_path_of_the_admin_api_is_described() {
+    let described = include_str!("../../docs/api.md");
+    let routes = include_str!("../../src/api.rs").split(".route(\"").skip(1);
+    let paths: Vec<_> = routes.filter_map(|rest| rest.split('"').next()).collect();
+    assert!(paths.len() >= 9, "{paths:?}");
+    for path in paths {
+        assert!(described.contains(&format!("{path}`")), "docs/api.md does not describe {path}");
+    }
+}

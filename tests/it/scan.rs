@@ -237,3 +237,45 @@ async fn after_an_upgrade_a_real_answer_is_held_against_what_is_expected() {
     assert_eq!(check(&["--identity", IDENTITY]).await.0, Some(2), "a token is needed");
     assert_eq!(check(&["--identity", "x", "--token-file", "token"]).await.0, Some(2));
 }
+
+#[tokio::test]
+async fn what_nobody_saw_the_end_of_is_settled_by_what_is_read() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    // The write is applied and its answer lost, and the read after it as well.
+    let config = "[limits]\nforward = \"300ms\"\n[upstream]\nlate_write_limit = \"1s\"\n";
+    let mut gateway = Gateway::before(&upstream.url()).config(config).start().await;
+    upstream.always("PATCH", Act::ApplyThenClose);
+    upstream.script(Matcher::method("GET").path(IDENTITY), Act::hook(|_| {}));
+    upstream.always(Matcher::method("GET").path(IDENTITY), Act::answer(500, &json!({})));
+    let body = good_patch(&json!({"accessTokenTTL": 1800}));
+    let answer = gateway.patch(&jwt_auth_path(IDENTITY), &body).await;
+    upstream.behave();
+    let change = gateway.show("last");
+    assert_eq!(
+        (&change["outcome"], &change["settlement"]),
+        (&json!("unknown"), &json!(null)),
+        "{}",
+        answer.text()
+    );
+    gateway.folder_file("token", &gateway.token);
+    let url = upstream.url();
+    let arguments = ["scan", "--upstream", &url, "--token-file", "token", "--format", "json", "--settle"];
+    let busy = gateway.cli(&arguments);
+    assert_eq!(busy.status.code(), Some(3), "a gateway writes that log");
+    assert!(String::from_utf8_lossy(&busy.stderr).contains("held by another process"));
+    gateway.terminate().await;
+    let settled = |output: std::process::Output| {
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let all = shown["identities"].as_array().unwrap().clone();
+        all.iter().find(|one| one["id"] == IDENTITY).unwrap()["settled"].clone()
+    };
+    let told = settled(gateway.cli(&arguments));
+    assert_eq!((&told["change"], &told["result"]), (&change["id"], &json!("applied")), "{told}");
+    assert_eq!(settled(gateway.cli(&arguments)), json!(null), "once");
+    let change = gateway.show("last");
+    assert_eq!(
+        (&change["settlement"]["by"], &change["after"]["accessTokenTTL"]),
+        (&json!("scan"), &json!(1800))
+    );
+}

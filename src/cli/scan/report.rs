@@ -6,6 +6,8 @@
 use serde_json::{Value, json};
 
 use super::Found;
+use crate::audit::Settled;
+use crate::id::ChangeId;
 use crate::view;
 
 /// What stands in each line.
@@ -40,6 +42,17 @@ fn drifted(found: &[Found]) -> Vec<[String; 3]> {
         .collect()
 }
 
+/// Changes whose end was not seen, with what is proved of them.
+fn settled(found: &[Found]) -> Vec<[String; 4]> {
+    let line = |one: &Found| {
+        let (change, result) = one.settled.as_ref()?;
+        let result = result.map_or("not yet: it may still land", Settled::as_str);
+        let name = view::visible(&one.identity.name).into_owned();
+        Some([one.identity.id.clone(), name, change.to_string(), result.to_owned()])
+    };
+    found.iter().filter_map(line).collect()
+}
+
 fn total(found: &[Found], unread: &[String]) -> String {
     let attached = found.iter().filter_map(|one| one.violations.as_ref());
     let violating = attached.clone().filter(|found| !found.is_empty()).count();
@@ -63,6 +76,11 @@ pub(super) fn table(found: &[Found], unread: &[String]) -> String {
         text += &view::table(["IDENTITY", "NAME", "CHANGED SINCE THE LAST CHANGE ON RECORD"], &drifted);
         text += "\n";
     }
+    let settled = settled(found);
+    if !settled.is_empty() {
+        text += &view::table(["IDENTITY", "NAME", "CHANGE WHOSE END WAS NOT SEEN", "SETTLED"], &settled);
+        text += "\n";
+    }
     text + &total(found, unread) + "\n"
 }
 
@@ -73,8 +91,9 @@ pub(super) fn csv(found: &[Found]) -> String {
 }
 
 pub(super) fn json(found: &[Found], unread: &[String]) -> Value {
+    let settled = |(change, result): &(ChangeId, Option<Settled>)| json!({"change": change.to_string(), "result": result.map(Settled::as_str)});
     let one = |one: &Found| {
-        json!({"id": one.identity.id, "name": one.identity.name, "attached": one.violations.is_some(),
+        json!({"settled": one.settled.as_ref().map(settled), "id": one.identity.id, "name": one.identity.name, "attached": one.violations.is_some(),
             "violations": one.violations.as_deref().unwrap_or_default(), "fix": one.fix, "drift": one.drift})
     };
     json!({"identities": found.iter().map(one).collect::<Vec<_>>(), "unread": unread})
@@ -90,6 +109,11 @@ pub(super) fn html(found: &[Found], unread: &[String], digest: &str, upstream: &
             vec!["IDENTITY", "NAME", "FIELDS"],
             drifted,
         ));
+    }
+    let settled: Vec<_> = settled(found).into_iter().map(Vec::from).collect();
+    if !settled.is_empty() {
+        let columns = vec!["IDENTITY", "NAME", "CHANGE", "SETTLED"];
+        sections.push(("Changes whose end was not seen", columns, settled));
     }
     if !unread.is_empty() {
         let unread: Vec<_> = unread.iter().map(|why| vec![view::visible(why).into_owned()]).collect();

@@ -80,6 +80,17 @@ impl Reader {
         rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
+    /// Payloads by row; what retention removed is not there.
+    pub async fn payloads(&self, rows: &[i64]) -> Result<Vec<(i64, Vec<u8>)>, Error> {
+        let mut query = QueryBuilder::new("SELECT row, body FROM payloads WHERE row IN (");
+        let mut list = query.separated(", ");
+        for row in rows {
+            list.push_bind(*row);
+        }
+        query.push(")");
+        query.build_query_as().fetch_all(&self.0).await.map_err(|error| inside(&error))
+    }
+
     /// At most `limit` rows of the projection, in time order, that follow `query.after`; filters apply to `candidates`
     /// rows at most. The second result is the place to go on from, when the end was not reached.
     pub async fn changes(
@@ -88,9 +99,10 @@ impl Reader {
         candidates: usize,
     ) -> Result<(Vec<ChangeRow>, Option<(i64, String)>), Error> {
         let mut text = QueryBuilder::new(
-            "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, rules, \
-             pointers, search, outcome_row, settlement_row FROM changes WHERE kind = 'attempt'",
+            "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, ",
         );
+        text.push(if query.lean { "'', '', ''" } else { "rules, pointers, search" });
+        text.push(", outcome_row, settlement_row FROM changes WHERE kind = 'attempt'");
         if let Some(target) = &query.target {
             text.push(" AND target = ").push_bind(target);
         }
