@@ -11,6 +11,7 @@ mod evaluate;
 mod files;
 mod kept;
 mod line;
+mod overlay;
 mod read;
 mod replay;
 mod standing;
@@ -32,6 +33,7 @@ pub use cases::Trial;
 pub use error::LoadError;
 pub use evaluate::{Answer, Evaluation, Question, Verdict, evaluate};
 use files::Files;
+use overlay::rules;
 pub use replay::{Attempt, Recorded, Said, Unreplayable};
 pub use standing::{Next, Reaction, Standing, standing};
 
@@ -90,6 +92,9 @@ pub struct Bundle {
 }
 
 impl Bundle {
+    /// The source of a bundled rule over which the folder lays nothing.
+    pub const BINARY: &'static str = "the binary";
+
     /// What is compiled in, enforcing, with nothing laid over it.
     pub fn builtin() -> Result<Self, Vec<LoadError>> {
         let settings = Settings { ip_allow_listing: true, mode: Mode::Enforce };
@@ -123,9 +128,15 @@ impl Bundle {
         };
         let place = |rule: &RuleFile| match (own.get(&rule.file), dir) {
             (Some(text), Some(dir)) if text == rule.text => dir.join(&rule.file).display().to_string(),
-            _ => "the binary".to_owned(),
+            _ => Self::BINARY.to_owned(),
         };
-        let sources = in_force.iter().map(|rule| (rule.id.clone(), place(rule))).collect();
+        let source = |rule: &RuleFile| match dir.filter(|_| laid.contains_key(&rule.id)) {
+            None => place(rule),
+            Some(dir) => {
+                format!("{}, [rules.{}] of {}", place(rule), rule.id, dir.join(MANIFEST).display())
+            }
+        };
+        let sources = in_force.iter().map(|rule| (rule.id.clone(), source(rule))).collect();
         let rules = rules(&in_force, &laid, overlays, &mut errors);
         for (file, rule) in
             in_force.iter().filter_map(|file| Some((file, rules.iter().find(|rule| rule.id() == file.id)?)))
@@ -168,7 +179,7 @@ impl Bundle {
 
     /// Where a rule in force comes from: the binary, or a file.
     pub fn source(&self, rule: &str) -> &str {
-        self.sources.get(rule).map_or("the binary", String::as_str)
+        self.sources.get(rule).map_or(Self::BINARY, String::as_str)
     }
 
     /// Every write that decides who may log in.
@@ -212,7 +223,8 @@ impl Bundle {
     pub fn trials(&self) -> Vec<Trial> {
         let mut trials = cases::run(self, &self.policies, &self.own_cases);
         if let Some((policies, cases)) = &self.bundled {
-            trials.extend(cases::run(self, policies, cases));
+            let bundled = cases::run(self, policies, cases).into_iter();
+            trials.extend(bundled.map(|trial| Trial { is_bundled: true, ..trial }));
         }
         trials
     }
@@ -285,68 +297,6 @@ fn laid_over(mut bundled: Vec<RuleFile>, own: Vec<RuleFile>) -> Vec<RuleFile> {
         }
     }
     bundled
-}
-
-/// The rules of the files, with what the folder's manifest and then the configuration lay over them.
-fn rules(
-    files: &[RuleFile],
-    laid: &toml::Table,
-    overlays: &toml::Table,
-    errors: &mut Vec<LoadError>,
-) -> Vec<Rule> {
-    for (source, overlays) in [(MANIFEST, laid), (CONFIGURATION, overlays)] {
-        for (id, overlay) in overlays {
-            let key = format!("rules.{id}");
-            if !files.iter().any(|rule| rule.id == *id) {
-                let known: Vec<_> = files.iter().map(|rule| rule.id.as_str()).collect();
-                let message = format!("there is no such rule; there are: {}", known.join(", "));
-                errors.push(LoadError::new(source, &key, message));
-            } else if !overlay.is_table() {
-                errors.push(LoadError::new(source, &key, "must be a table"));
-            }
-        }
-    }
-    let mut rules = Vec::new();
-    for RuleFile { id, file, table, .. } in files {
-        let of = |overlays: &toml::Table| overlays.get(id).and_then(toml::Value::as_table).cloned();
-        let (folder, configuration) = (of(laid), of(overlays));
-        let both = folder.iter().chain(&configuration).flat_map(flat).collect::<toml::Table>();
-        // Each with less laid over it, so that what is wrong is said of where it came in.
-        let layers = [
-            (file.as_str(), "", Some(toml::Table::new())),
-            (MANIFEST, "rules.", folder.map(|folder| flat(&folder).collect())),
-            (CONFIGURATION, "rules.", Some(both)),
-        ];
-        let mut read = None;
-        for (source, prefix, overlay) in layers {
-            let Some(overlay) = overlay else { continue };
-            match Rule::read(table, Some(&overlay)) {
-                Ok(rule) => read = Some(rule),
-                Err(wrong) => {
-                    read = None;
-                    errors.extend(wrong.into_iter().map(|error| {
-                        let key = match prefix {
-                            "" => error.key,
-                            prefix => format!("{prefix}{id}.{}", error.key),
-                        };
-                        LoadError::new(source, key.trim_end_matches('.'), error.message)
-                    }));
-                    break;
-                }
-            }
-        }
-        rules.extend(read);
-    }
-    rules
-}
-
-/// What is laid over a rule, with its parameters beside its level: the two ways to write them are one.
-fn flat(overlay: &toml::Table) -> impl Iterator<Item = (String, toml::Value)> {
-    let params = overlay.get("params").and_then(toml::Value::as_table).cloned().unwrap_or_default();
-    let beside: Vec<_> =
-        overlay.iter().filter(|(key, value)| *key != "params" || !value.is_table()).collect();
-    let beside: Vec<_> = beside.into_iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-    params.into_iter().chain(beside)
 }
 
 /// A rule that names what there is not would silently never apply.

@@ -129,7 +129,9 @@ pub fn find(catalogue: &Catalogue, method: &Method, uri: &Uri, version: Version)
 fn hidden_in_query(catalogue: &Catalogue, method: &Method, uri: &Uri) -> Result<Match, Refusal> {
     let query = uri.query().unwrap_or("");
     let Some(at) = query.find('/') else { return Ok(Match::Passthrough) };
-    let shadows = shadows(&query.as_bytes()[at..]);
+    // Such a server sees the query only behind the next `?`.
+    let path = query[at..].split('?').next().unwrap_or_default();
+    let shadows = shadows(path.as_bytes());
     let hit = hits(catalogue, method, &shadows).next();
     hit.map_or(Ok(Match::Passthrough), |(entry, shadow)| Err(not_canonical(entry, shadow)))
 }

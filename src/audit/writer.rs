@@ -548,7 +548,13 @@ impl Writer {
         match result {
             Ok(()) => {}
             Err(error @ store::Error::InDoubt(_)) => {
-                self.doubt = first.map(|first| Doubt { first, jobs: done });
+                match first {
+                    Some(first) => self.doubt = Some(Doubt { first, jobs: done }),
+                    // Nothing by which to find out; what must be written can be written twice.
+                    None => {
+                        self.put_off(done.into_iter().map(|(job, _)| job).filter(|job| job.must).collect());
+                    }
+                }
                 return Err((Vec::new(), error));
             }
             Err(error) => {

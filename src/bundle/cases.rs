@@ -93,6 +93,8 @@ pub struct Trial {
     pub name: String,
     /// What it would do.
     pub operation: String,
+    /// Whether it is one of the bundled ones, which are judged by the bundled rules as they are.
+    pub is_bundled: bool,
     /// What came out otherwise than written, or why it could not be tried.
     pub problem: Option<String>,
     /// Rules that were violated.
@@ -127,7 +129,7 @@ pub(super) fn run(bundle: &Bundle, policies: &Policies, cases: &[Case]) -> Vec<T
         };
         let is_allowed = found.as_ref().is_some_and(|found| found.decision == Decision::Allow);
         let (violated, warned) = found.map(|found| (found.violations, found.warnings)).unwrap_or_default();
-        Trial { file, name, operation, problem, violated, warned, is_allowed }
+        Trial { file, name, operation, is_bundled: false, problem, violated, warned, is_allowed }
     };
     cases.iter().map(trial).collect()
 }

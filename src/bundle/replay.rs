@@ -71,6 +71,8 @@ pub struct Attempt {
     caller: Option<String>,
     /// Whether the policies of its time said no, be it that only observe mode let it pass.
     pub was_denied: bool,
+    /// Whether it was stopped then, which observe mode does not do.
+    pub was_stopped: bool,
 }
 
 /// Why a recorded attempt cannot be judged again.
@@ -104,7 +106,8 @@ impl Attempt {
             return Err(Unreplayable::NotJudged);
         }
         let said = recorded.said.as_ref().ok_or(Unreplayable::Pruned)?;
-        let was_denied = recorded.decision == "deny" || recorded.would.as_deref() == Some("deny");
+        let was_stopped = recorded.decision == "deny";
+        let was_denied = was_stopped || recorded.would.as_deref() == Some("deny");
         let name = recorded.operation.as_deref().unwrap_or_default();
         let operation = bundle.operation(name).cloned();
         let operation =
@@ -131,7 +134,7 @@ impl Attempt {
             }
         };
         let caller = said.caller.as_ref().and_then(|caller| caller.id.clone());
-        Ok(Self { operation, target, before, edit, caller, was_denied })
+        Ok(Self { operation, target, before, edit, caller, was_denied, was_stopped })
     }
 
     /// Puts it to the rules. There is no fix: what was sent is gone, only what it meant is left.

@@ -69,6 +69,11 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     if !away.is_empty() {
         return Ok(UNABLE);
     }
+    if bundle.as_ref().is_some_and(|bundle| {
+        bundle.policies().rules().iter().all(|rule| rule.level() != policy::Level::Deny)
+    }) {
+        out::complain("warning: no rule of level `deny` is in force, so nothing is ever denied");
+    }
     if let Some(bundle) = bundle.filter(|_| args.coverage) {
         return out::print(&coverage(&bundle, config.ungoverned_writes)).map(|()| 0);
     }

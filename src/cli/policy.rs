@@ -73,13 +73,16 @@ enum Command {
         format: Format,
     },
     /// Print a recorded attempt as a policy case that expects what was decided
-    #[command(after_help = "Example: patchwarden policy freeze last > my-policies/cases/last.toml")]
+    #[command(after_help = "Example: patchwarden policy freeze last --out my-policies/cases/last.toml")]
     Freeze {
         /// The change's id, its number in the log, or `last`
         #[arg(value_name = "ID")]
         id: String,
+        /// Write it into this new file; nothing is written when it cannot be frozen
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
-    /// Judge one request without sending it; exits 1 unless it is allowed
+    /// Judge one request without sending it, enforcing whatever the mode is; exits 1 unless it is allowed
     #[command(
         after_help = "Example: patchwarden policy eval --before answer.json --body request.json\nThe answer is that of GET /api/v1/auth/jwt-auth/identities/{identityId}."
     )]
@@ -126,7 +129,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         Command::Export { folder } => export(folder),
         Command::Schema => print(RULE_SCHEMA).map(|()| 0),
         Command::Test { format, min_coverage } => {
-            cases::run(&app::load_bundle(config)?, *format, *min_coverage)
+            cases::run(&app::load_bundle(config)?, config, *format, *min_coverage)
         }
         Command::Eval { operation, before, body, caller, format } => {
             let bundle = app::load_bundle(config)?;
@@ -143,7 +146,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         }
         Command::Replay(args) => replay::run(args, config).await,
         Command::Explain { id, format } => past::explain(id, *format, config).await,
-        Command::Freeze { id } => past::freeze(id, config).await,
+        Command::Freeze { id, out } => past::freeze(id, out.as_deref(), config).await,
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod report;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +21,9 @@ use serde_json::{Value, json};
 use super::out::{Progress, complain, print};
 use super::{UNABLE, WRONG};
 use crate::app::{self, Failure};
+use crate::audit::Audit;
 use crate::audit::query::Reader;
-use crate::audit::{Audit, Settled};
-use crate::before::{self, Reading, Source};
+use crate::before::{self, Freshness, Reading, Source, Watch};
 use crate::bundle::{Bundle, Standing, standing};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -86,7 +87,7 @@ struct Found {
     /// What differs from the last state on record.
     drift: Vec<Value>,
     /// A change whose end was not seen, with what is proved of it now.
-    settled: Option<(ChangeId, Option<Settled>)>,
+    settled: Option<(ChangeId, String)>,
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
@@ -95,7 +96,13 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let upstream = Upstream::new(&config.upstream, config.limits.connect.0, metrics);
     let upstream = upstream.map_err(|error| unable(error.to_string()))?;
     let record = record(config).await;
-    let audit = if args.settle { Some(app::offline(config).await?) } else { None };
+    let audit = match (args.settle, &record) {
+        (false, _) => None,
+        (true, Some(_)) => Some(app::offline(config).await?),
+        (true, None) => {
+            return Err(unable(format!("--settle: there is no store to settle in at {}", config.store_url)));
+        }
+    };
     let headers = headers(&args.token_file)?;
     let scan = Scan { upstream, headers, config, bundle: &bundle, record, audit };
     let object = bundle.operations().values().next().map(|operation| operation.object.clone());
@@ -196,6 +203,9 @@ impl Scan<'_> {
                 Some(Identity { id: text(entry, "/identity/id")?, name })
             }));
             if listed.len() < PAGE {
+                // A page that moved while it was read may tell of one twice.
+                let mut told = HashSet::new();
+                all.retain(|identity| told.insert(identity.id.clone()));
                 return Ok(all);
             }
         }
@@ -244,8 +254,8 @@ impl Scan<'_> {
         for _ in 0..MAX_TRIES {
             match before::fetch(&source).await {
                 Ok(reading) => {
+                    let settled = self.settle(&target, object, &reading).await;
                     let drift = self.drift(&target, reading.stored.as_ref()).await;
-                    let settled = self.settle(&target, object, &reading).await?;
                     let judged = reading
                         .stored
                         .map(|stored| standing(self.bundle, &target, &stored.state, &Keys::ephemeral()));
@@ -272,24 +282,37 @@ impl Scan<'_> {
 }
 
 impl Scan<'_> {
-    /// Gives a change of which nobody saw the end the settlement that the reading proves.
+    /// Gives a change of which nobody saw the end the settlement that the reading proves, and says what came of it.
     async fn settle(
         &self,
         target: &TargetId,
         object: &Object,
         reading: &Reading,
-    ) -> Result<Option<(ChangeId, Option<Settled>)>, String> {
-        let (Some(audit), Some((_, keys))) = (&self.audit, &self.record) else { return Ok(None) };
-        let told = |cause: &dyn std::fmt::Display| format!("{}: {cause}", target.id());
-        let now = audit.look(target).await.map_err(|refusal| told(&refusal.detail))?;
-        let Some(hold) = now.hold.filter(|hold| hold.unknown) else { return Ok(None) };
-        let limit = self.config.upstream.late_write_limit.0;
-        let Some(settlement) = settle::judge(&hold, reading, limit, "scan", keys) else {
-            return Ok(Some((hold.intent.change, None)));
+    ) -> Option<(ChangeId, String)> {
+        let (audit, (_, keys)) = (self.audit.as_ref()?, self.record.as_ref()?);
+        let now = match audit.look(target).await {
+            Ok(now) => now,
+            Err(refusal) => {
+                complain(&format!("{}: {}", target.id(), refusal.detail));
+                return None;
+            }
         };
-        let is_written = audit.settle(&settlement, target, now.turn, object).await;
-        let is_written = is_written.map_err(|cause| told(&cause))?;
-        Ok(Some((hold.intent.change, is_written.then_some(settlement.result))))
+        let hold = now.hold.filter(|hold| hold.unknown)?;
+        let (newest, gone) = (now.newest.as_ref().map(|newest| &newest.revision), now.newest.as_ref());
+        let gone = gone.is_some_and(|newest| newest.gone);
+        let fresh = Watch::default().judge(target, reading, newest, gone) == Freshness::Fresh;
+        let limit = self.config.upstream.late_write_limit.0;
+        let proved = settle::judge(&hold, reading, limit, "scan", keys).filter(|_| fresh);
+        let said = match proved {
+            None if fresh => "not yet: it may still land".to_owned(),
+            None => "not now: what was read is older than what is on record".to_owned(),
+            Some(proved) => match audit.settle(&proved, target, now.turn, object).await {
+                Ok(true) => proved.result.as_str().to_owned(),
+                Ok(false) => "not now: the identity moved meanwhile".to_owned(),
+                Err(cause) => format!("not now: {cause}"),
+            },
+        };
+        Some((hold.intent.change, said))
     }
 }
 

@@ -15,6 +15,7 @@ use crate::network::{Range, Union};
 use crate::units::lifetime_text;
 
 use super::field::{Entry, Field, recalled};
+use super::secret;
 
 /// The kind of a field, as object files name it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -93,7 +94,8 @@ impl Kind {
     pub fn recall(&self, recorded: &Value) -> Option<Field> {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         match self {
-            Self::Text | Self::Url | Self::Patterns | Self::Choice => text(recorded).map(Field::Text),
+            Self::Url => text(recorded).filter(|text| secret::is_whole_url(text)).map(Field::Text),
+            Self::Text | Self::Patterns | Self::Choice => text(recorded).map(Field::Text),
             Self::Claims => {
                 let claims = recorded.as_object()?.iter();
                 claims

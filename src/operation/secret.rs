@@ -25,7 +25,7 @@ pub(super) fn public_key(key: &str, keys: &Keys) -> Value {
     if is_public_pem(key) { json!(key) } else { sealed(key, keys) }
 }
 
-/// A URL loses its userinfo; query values and the fragment become short keyed digests. Text that is no URL is sealed.
+/// Userinfo, query values and the fragment of a URL become short keyed digests. Text that is no URL is sealed.
 pub(super) fn url(text: &str, keys: &Keys) -> Value {
     if text.is_empty() {
         return json!("");
@@ -35,13 +35,16 @@ pub(super) fn url(text: &str, keys: &Keys) -> Value {
     if !has_userinfo && url.query().is_none() && url.fragment().is_none() {
         return if url.has_host() { json!(text) } else { sealed(text, keys) };
     }
-    if has_userinfo && (url.set_username("").is_err() || url.set_password(None).is_err()) {
-        return sealed(text, keys);
-    }
     let short = |value: &str| {
         let digest = keys.fingerprint("url", value.as_bytes());
         digest.as_str().chars().skip("hmac-sha256:".len()).take(12).collect::<String>()
     };
+    if has_userinfo {
+        let hidden = short(&format!("{}:{}", url.username(), url.password().unwrap_or_default()));
+        if url.set_username(&format!("hmac.{hidden}")).is_err() || url.set_password(None).is_err() {
+            return sealed(text, keys);
+        }
+    }
     if let Some(query) = url.query() {
         let hidden: Vec<_> = query
             .split('&')
@@ -57,6 +60,17 @@ pub(super) fn url(text: &str, keys: &Keys) -> Value {
         url.set_fragment(Some(&hidden));
     }
     json!(url.as_str())
+}
+
+/// Whether a recorded URL is the one that was sent: nothing of it was hidden.
+pub(super) fn is_whole_url(recorded: &str) -> bool {
+    recorded.is_empty()
+        || url::Url::parse(recorded).is_ok_and(|url| {
+            url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        })
 }
 
 /// One or more PEM sections, each a certificate or a public key whose DER is whole, and nothing around them.

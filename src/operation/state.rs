@@ -96,7 +96,7 @@ impl State {
     /// stands there, or nothing.
     pub fn recall(object: &Arc<Object>, recorded: &Value) -> Result<Self, String> {
         let field = |(name, spec): (&String, &FieldSpec)| {
-            let field = recorded.get(name).and_then(|value| spec.kind.recall(value));
+            let field = recorded.get(name).and_then(|value| recalled(spec, value));
             field.map(|field| (name.clone(), field)).ok_or_else(|| name.clone())
         };
         Ok(Self {
@@ -222,12 +222,12 @@ impl Edit {
 
     /// Reads back what [`Edit::recorded`] wrote; unknown members are gone. `Err`: the first field that cannot be.
     pub fn recall(object: &Object, recorded: &Value) -> Result<Self, String> {
-        let named = recorded.as_object().into_iter().flatten();
+        let named = recorded.as_object().ok_or_else(|| "body".to_owned())?;
         let field = |(name, value): (&String, &Value)| {
-            let field = object.fields.get(name).and_then(|spec| spec.kind.recall(value));
+            let field = object.fields.get(name).and_then(|spec| recalled(spec, value));
             field.map(|field| (name.clone(), field)).ok_or_else(|| name.clone())
         };
-        Ok(Self { fields: named.map(field).collect::<Result<_, _>>()?, unknown: Unknown::default() })
+        Ok(Self { fields: named.iter().map(field).collect::<Result<_, _>>()?, unknown: Unknown::default() })
     }
 
     /// What is forwarded: the normal form in the request's shape.
@@ -247,6 +247,10 @@ impl Edit {
 
 fn recorded(spec: &FieldSpec, field: &Field, keys: &Keys) -> Value {
     field.recorded(&spec.kind, spec.secrecy == Secrecy::Secret, keys)
+}
+
+fn recalled(spec: &FieldSpec, recorded: &Value) -> Option<Field> {
+    if spec.secrecy == Secrecy::Secret { None } else { spec.kind.recall(recorded) }
 }
 
 /// What differs between two states, as it may be written down.

@@ -102,6 +102,7 @@ fn one_spelling_of_a_governed_route_is_governed_and_every_other_is_refused() {
         format!("http://any.host{JWT}/{ID}"),
         format!("https://any.host{JWT}/{ID}"),
         format!("http://h?x{JWT}/{ID}"),
+        format!("http://h?x{JWT}/{ID}?y/z"),
         format!("http://h/?x{JWT}/{upper}/"),
     ] {
         check("PATCH", &target, "refused");

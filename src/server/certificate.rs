@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use rustls_pki_types::CertificateDer;
+use x509_parser::asn1_rs::ToDer as _;
 use x509_parser::extensions::GeneralName;
 use x509_parser::objects::{oid_registry, oid2abbrev};
 use x509_parser::prelude::{AttributeTypeAndValue, FromDer as _, X509Certificate};
@@ -20,7 +21,7 @@ const MAX_SUBJECT: usize = 256;
 /// Names it.
 pub(super) fn of(der: &CertificateDer<'_>) -> Arc<Certificate> {
     let name = X509Certificate::from_der(der).map(|(_, read)| name(&read)).unwrap_or_default();
-    let subject = name.chars().filter(|c| !c.is_control()).take(MAX_SUBJECT).collect();
+    let subject = name.chars().take(MAX_SUBJECT).collect();
     Arc::new(Certificate { subject, sha256: Digest::sha256(&[der]) })
 }
 
@@ -44,7 +45,10 @@ fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
     let kind = oid2abbrev(kind, oid_registry()).map_or_else(|_| kind.to_id_string(), str::to_owned);
     match attribute.as_str() {
         Ok(text) => format!("{kind}={}", escaped(text)),
-        Err(_) => format!("{kind}=#{}", hex::encode(attribute.as_slice())),
+        Err(_) => {
+            let whole = attribute.attr_value().to_der_vec().unwrap_or_default();
+            format!("{kind}=#{}", hex::encode(whole))
+        }
     }
 }
 
@@ -57,8 +61,9 @@ fn alternative(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// A value by RFC 4514, 2.4.
+/// A value by RFC 4514, 2.4; control characters are left out first, so that they hide nothing that has to be escaped.
 fn escaped(text: &str) -> String {
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
     let last = text.chars().count().saturating_sub(1);
     let mut out = String::with_capacity(text.len());
     for (at, c) in text.chars().enumerate() {
@@ -94,6 +99,7 @@ mod tests {
         assert_eq!(common(" #a+b\\ "), "CN=\\ #a\\+b\\\\\\ ");
         assert_eq!(common("#a"), "CN=\\#a");
         assert_eq!(common("a\u{7}b\nc"), "CN=abc");
+        assert_eq!(common("\u{7}#6162"), "CN=\\#6162");
         assert_eq!(common(&"x".repeat(1000)).len(), MAX_SUBJECT);
         let two = named(|params| {
             params.distinguished_name.push(DnType::OrganizationName, "Example");

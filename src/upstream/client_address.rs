@@ -82,7 +82,13 @@ impl TrustedProxies {
         let bad: Vec<String> =
             bad.into_iter().filter_map(Result::err).map(|text| format!("{text:?}")).collect();
         if bad.is_empty() {
-            return Ok(Self(ranges.into_iter().flatten().collect()));
+            let ranges: Vec<Range> = ranges.into_iter().flatten().collect();
+            return match ranges.iter().find(|range| range.prefix() == 0) {
+                None => Ok(Self(ranges)),
+                Some(everybody) => Err(format!(
+                    "client_address.trusted_proxies: \"{everybody}\" trusts everybody, so any client could write an address of its choice into the record; name the proxies in front"
+                )),
+            };
         }
         Err(format!(
             "client_address.trusted_proxies: {} cannot be read; write ranges like `10.0.0.0/8` or single addresses like `192.0.2.7`",
@@ -365,6 +371,11 @@ mod tests {
         let error = TrustedProxies::new(&settings).unwrap_err();
         for part in ["client_address.trusted_proxies", "\"10.0.0.0/08\"", "\"lb\"", "10.0.0.0/8"] {
             assert!(error.contains(part), "{error}");
+        }
+        for everybody in ["0.0.0.0/0", "::/0", "10.0.0.0/0"] {
+            let settings = Settings { trusted_proxies: vec!["192.0.2.7".into(), everybody.into()] };
+            let error = TrustedProxies::new(&settings).unwrap_err();
+            assert!(error.contains("trusts everybody"), "{error}");
         }
     }
 }

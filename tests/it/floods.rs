@@ -18,8 +18,12 @@ async fn counted(gateway: &Gateway, name: &str) -> u64 {
     values.map(|value| value.parse::<u64>().unwrap()).sum()
 }
 
+/// A flood takes the whole machine, so that another beside it would be measured too.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[tokio::test]
 async fn five_hundred_changes_with_garbage_tokens_do_not_delay_a_real_one() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let upstream = Upstream::start();
     upstream.attach(IDENTITY, &good_attach());
     let gateway = Gateway::before(&upstream.url()).config("[limits]\nfailed_reads = 10000\n").start().await;
@@ -47,7 +51,8 @@ async fn five_hundred_changes_with_garbage_tokens_do_not_delay_a_real_one() {
     let real = gateway.patch(&jwt_auth_path(IDENTITY), &good_patch(&json!({"accessTokenTTL": 1700}))).await;
     let beside = since.elapsed();
     assert_eq!(real.status, 200, "{}", real.text());
-    assert!(beside < alone + read + Duration::from_millis(250), "{alone:?} alone, {beside:?} beside them");
+    // Behind even a hundredth of them it would take longer; the rest is for a machine that is busy.
+    assert!(beside < alone + read + Duration::from_secs(2), "{alone:?} alone, {beside:?} beside them");
     for status in garbage {
         assert_eq!(status.await.unwrap(), 403);
     }
@@ -56,6 +61,7 @@ async fn five_hundred_changes_with_garbage_tokens_do_not_delay_a_real_one() {
 
 #[tokio::test]
 async fn a_flood_of_refused_requests_is_counted_exactly_and_stays_small() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     const EACH: u64 = 2_500;
     let upstream = Upstream::start();
     upstream.attach(IDENTITY, &good_attach());
@@ -98,6 +104,7 @@ async fn a_flood_of_refused_requests_is_counted_exactly_and_stays_small() {
 
 #[tokio::test]
 async fn two_thousand_idle_connections_leave_room_for_everybody() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let upstream = Upstream::start();
     let gateway = Gateway::start(&upstream).await;
     let before = gateway.memory();

@@ -114,8 +114,11 @@ async fn a_frozen_attempt_is_a_case_that_passes_until_the_rules_change() {
     assert_eq!(denied.status, 403);
     let folder = TempDir::new().unwrap();
     std::fs::create_dir(folder.path().join("cases")).unwrap();
-    let case = gateway.cli_ok(&["policy", "freeze", "last"]);
-    written(folder.path(), "cases/frozen.toml", &case);
+    let out = folder.path().join("cases/frozen.toml").display().to_string();
+    gateway.cli_ok(&["policy", "freeze", "last", "--out", &out]);
+    let again = gateway.cli(&["policy", "freeze", "last", "--out", &out]);
+    assert_eq!(again.status.code(), Some(3), "what is there stays");
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), gateway.cli_ok(&["policy", "freeze", "last"]));
     let path = folder.path().display().to_string();
     let tested = gateway.cli_ok(&["policy", "test", "--policies", &path, "--format", "json"]);
     let tested: Value = serde_json::from_str(&tested).unwrap();
@@ -203,4 +206,29 @@ async fn a_day_of_random_traffic_is_judged_the_same_by_all() {
     std::fs::create_dir(folder.path().join("cases")).unwrap();
     written(folder.path(), "cases/day.toml", &cases);
     gateway.cli_ok(&["policy", "test", "--policies", &folder.path().display().to_string()]);
+}
+
+/// What was hidden from the record cannot be judged by it, and is not guessed.
+#[tokio::test]
+async fn what_only_a_digest_is_recorded_of_is_not_judged_again() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let gateway = Gateway::start(&upstream).await;
+    for url in ["https://user:hunter2@keys.example.com/jwks", "https://keys.example.com/jwks?tenant=hunter2"]
+    {
+        let body = json!({"configurationType": "jwks", "jwksUrl": url});
+        let answer = gateway.patch(&jwt_auth_path(IDENTITY), &body).await;
+        assert!(matches!(answer.status, 200 | 400), "allowed here: {}", answer.text());
+        for command in ["explain", "freeze"] {
+            let refused = gateway.cli(&["policy", command, "last"]);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert_eq!(refused.status.code(), Some(1), "{said}");
+            assert!(
+                said.contains("of `jwksUrl` only a digest is recorded") && !said.contains("hunter2"),
+                "{said}"
+            );
+        }
+    }
+    let (_, told) = replayed(&gateway, &[]);
+    assert_eq!(told["not_replayed"], json!({"of `jwksUrl` only a digest is recorded": 2}), "{told}");
 }

@@ -394,3 +394,29 @@ fn what_a_folder_lays_over_a_rule_is_checked_where_it_stands() {
     );
     assert!(said.contains("bundle.toml:4: `rules.nobody`: there is no such rule"), "{said}");
 }
+
+#[test]
+fn a_bundled_case_shows_nothing_of_a_rule_that_was_replaced() {
+    let folder = TempDir::new().unwrap();
+    written(folder.path(), "token-lifetime.toml", &rule("token-lifetime", "uses-limit", "at_most = 1"));
+    written(folder.path(), "bundle.toml", "format = 1\n[rules.open-network]\nmax_share = 0.9\n");
+    let path = folder.path().display().to_string();
+    let (code, out, err) =
+        policy(&folder, &["test", "--policies", &path, "--format", "json", "--min-coverage", "100"]);
+    assert_eq!(code, Some(1), "{err}");
+    let told: Value = out.parse().unwrap();
+    for (id, covered) in [("token-lifetime", false), ("open-network", false), ("insecure-jwks", true)] {
+        let rule = told["rules"].as_array().unwrap().iter().find(|rule| rule["rule"] == id).unwrap();
+        assert_eq!(rule["violated"] != 0, covered, "{rule}");
+    }
+    let (_, listed, _) = policy(&folder, &["list", "--policies", &path]);
+    assert!(listed.contains("[rules.open-network] of ") && listed.contains("bundle.toml"), "{listed}");
+    // What a layer says of a parameter counts in either spelling, and stays a parameter.
+    let laid = "format = 1\n[rules.open-network.params]\nlevel = \"off\"\n";
+    let (code, said) = checked(&[("bundle.toml", laid.to_owned())]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("rules.open-network.params.level"), "{said}");
+    let none = "format = 1\nextends = \"none\"\n";
+    let (code, said) = checked(&[("bundle.toml", none.to_owned())]);
+    assert!(code == Some(0) && said.contains("nothing is ever denied"), "{said}");
+}

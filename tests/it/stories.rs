@@ -187,7 +187,8 @@ async fn from_observing_to_enforcing_rule_by_rule() {
     let replayed = gateway.cli(&["policy", "replay", "--config", &next, "--fail-on", "newly-denied"]);
     let said = String::from_utf8_lossy(&replayed.stdout).into_owned();
     assert_eq!(replayed.status.code(), Some(1), "{said}");
-    assert!(said.contains("NEWLY DENIED by rule: token-lifetime 2"), "{said}");
+    assert!(said.contains("NEWLY DENIED by rule: token-lifetime 3"), "{said}");
+    assert!(said.contains("3, 1 of them let through by observe mode"), "{said}");
     let mended = json!({"accessTokenTTL": 3600, "accessTokenMaxTTL": 86_400});
     assert_eq!(set(&gateway, mended).await.status, 200);
     gateway.terminate().await;

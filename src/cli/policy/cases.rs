@@ -12,6 +12,7 @@ use super::super::out::{complain, print};
 use super::Report;
 use crate::app::Failure;
 use crate::bundle::{Bundle, Trial};
+use crate::config::Config;
 use crate::policy::Level;
 use crate::view;
 
@@ -29,28 +30,26 @@ impl Tried {
     }
 }
 
-pub(super) fn run(bundle: &Bundle, format: Report, min_coverage: u8) -> Result<u8, Failure> {
+pub(super) fn run(bundle: &Bundle, config: &Config, format: Report, min_coverage: u8) -> Result<u8, Failure> {
     let trials = bundle.trials();
     let in_force = bundle.policies().rules().iter().filter(|rule| rule.level() != Level::Off);
     let tried: Vec<Tried> = in_force
         .map(|rule| {
+            // A bundled case shows nothing of a rule that is no longer the bundled one.
+            let is_own = bundle.source(rule.id()) != Bundle::BINARY || config.rules.contains_key(rule.id());
+            let trials = || trials.iter().filter(move |trial| !(is_own && trial.is_bundled));
             let count = |of: fn(&Trial) -> &BTreeSet<String>| {
-                trials.iter().filter(|trial| of(trial).contains(rule.id())).count()
+                trials().filter(|trial| of(trial).contains(rule.id())).count()
             };
             let is_clear = |trial: &&Trial| {
                 trial.is_allowed && !trial.violated.contains(rule.id()) && !trial.warned.contains(rule.id())
             };
             let (violated, warned) = (count(|trial| &trial.violated), count(|trial| &trial.warned));
-            Tried {
-                rule: rule.id().to_owned(),
-                violated,
-                warned,
-                passed: trials.iter().filter(is_clear).count(),
-            }
+            Tried { rule: rule.id().to_owned(), violated, warned, passed: trials().filter(is_clear).count() }
         })
         .collect();
     let covered = tried.iter().filter(|tried| tried.is_covered()).count();
-    let coverage = (covered * 100).checked_div(tried.len()).unwrap_or(100);
+    let coverage = (covered * 100).checked_div(tried.len()).unwrap_or(0);
     let failed = trials.iter().filter(|trial| trial.problem.is_some()).count();
     print(&match format {
         Report::Text => report(&trials, &tried, failed, coverage),

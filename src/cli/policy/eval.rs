@@ -17,8 +17,9 @@ use crate::view;
 pub(super) fn run(bundle: &Bundle, question: &Question<'_>, format: Format) -> Result<u8, Failure> {
     // A question that cannot be asked is no denial.
     let wrong = |message| Failure { code: MISCONFIGURED, message };
-    let evaluation = evaluate(bundle, bundle.policies(), question, &Keys::ephemeral()).map_err(wrong)?;
-    let shown = evaluation.shown(bundle.policies());
+    let policies = bundle.policies().enforcing();
+    let evaluation = evaluate(bundle, &policies, question, &Keys::ephemeral()).map_err(wrong)?;
+    let shown = evaluation.shown(&policies);
     print(&match format {
         Format::Json => format!("{shown:#}\n"),
         Format::Text => text(&shown),

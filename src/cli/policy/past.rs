@@ -4,6 +4,8 @@
 //! it once more, so that what is said is not a memory but the same verdict again; if it is another one, that is said.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -43,7 +45,9 @@ impl Past {
             wrong(format!("the store does not hold the policies of that day ({digest}); `policy replay` judges by others"))
         })?;
         let bundle = Bundle::restore(&text, digest).map_err(unable)?;
-        let recorded = reader.attempt(id).await.map_err(unable)?;
+        // The one just read, also where `last` is another by now.
+        let found = change["id"].as_str().unwrap_or(id);
+        let recorded = reader.attempt(found).await.map_err(unable)?;
         let recorded = recorded.ok_or_else(|| wrong(super::super::show::no_change(id)))?;
         let attempt = Attempt::recall(&bundle, &recorded)
             .map_err(|why| wrong(format!("this change cannot be judged again: {why}")))?;
@@ -52,6 +56,17 @@ impl Past {
 
     fn judge(&self) -> Evaluation {
         self.attempt.evaluate(self.bundle.policies(), &Keys::ephemeral())
+    }
+}
+
+impl Past {
+    /// Whether a verdict is the one on record.
+    fn agrees(&self, evaluation: &Evaluation, shown: &Value) -> bool {
+        let all = |shown: &Value| -> BTreeSet<_> {
+            named(&shown["violations"]).into_iter().chain(named(&shown["warnings"])).collect()
+        };
+        let denied = matches!(evaluation.answer, Answer::Denied(_));
+        denied == self.attempt.was_denied && all(shown) == all(&self.change)
     }
 }
 
@@ -68,11 +83,7 @@ pub(super) async fn explain(id: &str, format: Format, config: &Config) -> Result
     let evaluation = past.judge();
     let policies = past.bundle.policies();
     let mut shown = evaluation.shown(policies);
-    let all = |shown: &Value| -> BTreeSet<_> {
-        named(&shown["violations"]).into_iter().chain(named(&shown["warnings"])).collect()
-    };
-    let denied = matches!(evaluation.answer, Answer::Denied(_));
-    let agrees = denied == past.attempt.was_denied && all(&shown) == all(&past.change);
+    let agrees = past.agrees(&evaluation, &shown);
     let about = |rule: &Value| {
         let known = policies.rules().iter().find(|known| rule["id"] == known.id());
         json!({"id": rule["id"], "verdict": rule["verdict"], "title": known.map(crate::policy::Rule::title),
@@ -130,10 +141,17 @@ fn text(past: &Past, shown: &Value, agrees: bool) -> String {
     }
 }
 
-pub(super) async fn freeze(id: &str, config: &Config) -> Result<u8, Failure> {
+pub(super) async fn freeze(id: &str, out: Option<&Path>, config: &Config) -> Result<u8, Failure> {
     let past = Past::read(id, config).await?;
     let attempt = &past.attempt;
-    let (decision, violations, warnings) = match past.judge().answer {
+    let evaluation = past.judge();
+    if !past.agrees(&evaluation, &evaluation.shown(past.bundle.policies())) {
+        let message = format!(
+            "judged again by the rules of that day, the verdict is not the one on record; see `patchwarden policy explain {id}`"
+        );
+        return Err(Failure { code: WRONG, message });
+    }
+    let (decision, violations, warnings) = match evaluation.answer {
         Answer::Refused(_) => ("refuse", BTreeSet::new(), BTreeSet::new()),
         Answer::Allowed(permit) => ("allow", BTreeSet::new(), rules(permit.warnings())),
         Answer::Denied(denial) => ("deny", rules(&denial.violations), rules(&denial.warnings)),
@@ -166,7 +184,12 @@ pub(super) async fn freeze(id: &str, config: &Config) -> Result<u8, Failure> {
     let file = toml::Table::from_iter([("case".to_owned(), toml::Value::Array(vec![case.into()]))]);
     let text = toml::to_string_pretty(&file);
     let text = text.map_err(|error| Failure { code: UNABLE, message: error.to_string() })?;
-    print(&text).map(|()| 0)
+    let Some(out) = out else { return print(&text).map(|()| 0) };
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).open(out);
+    let written = made.and_then(|mut file| file.write_all(text.as_bytes()));
+    written
+        .map(|()| 0)
+        .map_err(|error| Failure { code: UNABLE, message: format!("{}: {error}", out.display()) })
 }
 
 fn rules(findings: &[Finding]) -> BTreeSet<String> {

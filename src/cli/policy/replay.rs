@@ -54,9 +54,9 @@ pub(super) struct Args {
 /// How a verdict can turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Turn {
-    /// Allowed then, denied now
+    /// Let through then, denied now
     NewlyDenied,
-    /// Denied then, allowed now
+    /// Stopped then, allowed now
     NewlyAllowed,
 }
 
@@ -67,6 +67,8 @@ struct Turned {
     /// By the rules that deny now, or denied then.
     rules: BTreeMap<String, usize>,
     examples: Vec<Value>,
+    /// Of them, those that observe mode let through although its rules said no.
+    observed: usize,
 }
 
 /// What came out.
@@ -108,7 +110,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
                 Ok(attempt) => {
                     let now = attempt.decide(&policies, &keys);
                     let violations = now.err().map(|denial| denial.violations);
-                    replayed.count(recorded, attempt.was_denied, violations, args.examples);
+                    replayed.count(recorded, &attempt, violations, args.examples);
                 }
             }
         }
@@ -130,23 +132,22 @@ impl Replayed {
     fn count(
         &mut self,
         recorded: &Recorded,
-        was_denied: bool,
+        attempt: &Attempt,
         violations: Option<Vec<Finding>>,
         examples: usize,
     ) {
-        let (turned, found) = match (was_denied, violations) {
+        let (turned, found) = match (attempt.was_stopped, violations) {
             (true, Some(_)) => return self.denied += 1,
             (false, None) => return self.allowed += 1,
             (false, Some(violations)) => (&mut self.newly_denied, json!(violations)),
             (true, None) => {
                 let said = recorded.said.as_ref();
-                let was_refused = recorded.decision == "deny";
-                let found = said.map(|said| if was_refused { &said.violations } else { &said.warnings });
-                let found = found.and_then(|found| json::own(found.get().as_bytes()).ok());
+                let found = said.and_then(|said| json::own(said.violations.get().as_bytes()).ok());
                 (&mut self.newly_allowed, found.unwrap_or_default())
             }
         };
         turned.count += 1;
+        turned.observed += usize::from(attempt.was_denied && !attempt.was_stopped);
         let rules: std::collections::BTreeSet<_> =
             found.as_array().into_iter().flatten().filter_map(|finding| finding["rule"].as_str()).collect();
         for rule in rules {
@@ -165,7 +166,7 @@ impl Replayed {
     }
 
     fn shown(&self, digest: &Value, seconds: f64) -> Value {
-        let turned = |turned: &Turned| json!({"count": turned.count, "rules": turned.rules, "examples": turned.examples});
+        let turned = |turned: &Turned| json!({"count": turned.count, "observed": turned.observed, "rules": turned.rules, "examples": turned.examples});
         let reasons: BTreeMap<String, usize> =
             self.not_replayed.iter().map(|(why, count)| (why.to_string(), *count)).collect();
         let replayed = self.allowed + self.denied + self.newly_denied.count + self.newly_allowed.count;
@@ -189,7 +190,13 @@ fn text(shown: &Value) -> String {
         said(&shown["policy_digest"]),
         shown["seconds"].as_f64().unwrap_or(0.0)
     );
-    text += &format!("  newly denied   {}\n", shown["newly_denied"]["count"]);
+    let observed = &shown["newly_denied"]["observed"];
+    let observed = if *observed == 0 {
+        String::new()
+    } else {
+        format!(", {observed} of them let through by observe mode")
+    };
+    text += &format!("  newly denied   {}{observed}\n", shown["newly_denied"]["count"]);
     text += &format!("  newly allowed  {}\n", shown["newly_allowed"]["count"]);
     let unchanged = &shown["unchanged"];
     text += &format!("  unchanged      {} allowed, {} denied\n", unchanged["allow"], unchanged["deny"]);
@@ -204,7 +211,10 @@ fn text(shown: &Value) -> String {
         let rules: Vec<_> = rules.map(|(rule, count)| format!("{rule} {count}")).collect();
         text += &format!("\n{title} by rule: {}\n", rules.join(", "));
         let row = |example: &Value| {
-            let finding = &example["findings"][0];
+            let told = example["findings"].as_array().into_iter().flatten();
+            let told: Vec<_> = told
+                .map(|finding| format!("{}: {}", said(&finding["rule"]), said(&finding["message"])))
+                .collect();
             [
                 example["number"].to_string(),
                 said(&example["received_at"]),
@@ -216,10 +226,13 @@ fn text(shown: &Value) -> String {
                         .filter(|name| name.is_string())
                         .unwrap_or(&example["caller"]["id"]),
                 ),
-                format!("{}: {}", said(&finding["rule"]), said(&finding["message"])),
+                told.join("; "),
             ]
         };
         let rows: Vec<_> = shown[turn]["examples"].as_array().into_iter().flatten().map(row).collect();
+        if rows.is_empty() {
+            continue;
+        }
         text += &view::table(["NUMBER", "TIME", "OPERATION", "TARGET", "CALLER", "RULE"], &rows);
     }
     text

@@ -6,7 +6,6 @@
 use serde_json::{Value, json};
 
 use super::Found;
-use crate::audit::Settled;
 use crate::id::ChangeId;
 use crate::view;
 
@@ -46,9 +45,8 @@ fn drifted(found: &[Found]) -> Vec<[String; 3]> {
 fn settled(found: &[Found]) -> Vec<[String; 4]> {
     let line = |one: &Found| {
         let (change, result) = one.settled.as_ref()?;
-        let result = result.map_or("not yet: it may still land", Settled::as_str);
         let name = view::visible(&one.identity.name).into_owned();
-        Some([one.identity.id.clone(), name, change.to_string(), result.to_owned()])
+        Some([one.identity.id.clone(), name, change.to_string(), result.clone()])
     };
     found.iter().filter_map(line).collect()
 }
@@ -91,7 +89,8 @@ pub(super) fn csv(found: &[Found]) -> String {
 }
 
 pub(super) fn json(found: &[Found], unread: &[String]) -> Value {
-    let settled = |(change, result): &(ChangeId, Option<Settled>)| json!({"change": change.to_string(), "result": result.map(Settled::as_str)});
+    let settled =
+        |(change, result): &(ChangeId, String)| json!({"change": change.to_string(), "result": result});
     let one = |one: &Found| {
         json!({"settled": one.settled.as_ref().map(settled), "id": one.identity.id, "name": one.identity.name, "attached": one.violations.is_some(),
             "violations": one.violations.as_deref().unwrap_or_default(), "fix": one.fix, "drift": one.drift})
