@@ -9,6 +9,7 @@ mod config;
 mod demo;
 mod health;
 mod history;
+mod identity;
 mod out;
 mod policy;
 mod scan;
@@ -43,7 +44,6 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "one value a run")]
 enum Command {
     /// Run the gateway
     #[command(

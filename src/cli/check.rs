@@ -9,17 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING};
-use http::{HeaderValue, Request};
-use serde_json::Value;
-
-use super::{MISCONFIGURED, UNABLE, WRONG, out};
+use super::{UNABLE, WRONG, identity, out};
 use crate::app::Failure;
 use crate::bundle::Bundle;
 use crate::config::Config;
-use crate::id::TargetId;
-use crate::json;
 use crate::metrics::Metrics;
 use crate::operation::{CatalogueEntry, Class, State};
 use crate::pipeline::UngovernedWrites;
@@ -135,28 +128,8 @@ async fn real(config: &Config, bundle: &Bundle, id: &str, token: &Path) -> Resul
     let unable = |message: String| Failure { code: UNABLE, message };
     let object = bundle.operations().values().next().map(|operation| operation.object.clone());
     let object = object.ok_or_else(|| unable("the bundle governs nothing".to_owned()))?;
-    let Some(target) = TargetId::canonical(&object.target, id) else {
-        return Err(Failure {
-            code: MISCONFIGURED,
-            message: format!("--identity {id}: is no identity's id; write a UUID in lower case"),
-        });
-    };
-    let upstream = Upstream::new(&config.upstream, config.limits.connect.0, Arc::new(Metrics::new()));
-    let upstream = upstream.map_err(|error| unable(error.to_string()))?;
-    let mut request = Request::new(Bytes::new());
-    *request.uri_mut() =
-        object.path_of(&target.id()).parse().map_err(|_| unable("the object's path is none".to_owned()))?;
-    *request.headers_mut() = super::scan::headers(token)?;
-    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
-    request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    let (within, at_most) = (config.limits.before.0, config.limits.answer.bytes());
-    let answer = upstream.exchange("probe", request, within, at_most).await;
-    let answer = answer.map_err(|failure| unable(format!("the identity {id}: {failure}")))?;
-    let body = json::value(&answer.body).unwrap_or(Value::Null);
-    if !answer.status.is_success() {
-        let said = body["message"].as_str().unwrap_or("(no message)");
-        return Err(unable(format!("the identity {id}: the upstream answered {}: {said}", answer.status)));
-    }
+    let target = identity::target(&object, "--identity", id)?;
+    let body = identity::answer(config, &object, &target, token).await?;
     let at = |what: String| {
         format!(
             "{}: {what}; the gateway cannot judge such an answer until its object file (policies/objects/{}.toml, version {}) says how",

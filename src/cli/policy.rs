@@ -84,7 +84,7 @@ enum Command {
     },
     /// Judge one request without sending it, enforcing whatever the mode is; exits 1 unless it is allowed
     #[command(
-        after_help = "Example: patchwarden policy eval --before answer.json --body request.json\nThe answer is that of GET /api/v1/auth/jwt-auth/identities/{identityId}."
+        after_help = "Examples: patchwarden policy eval --before answer.json --body request.json\n          patchwarden policy eval --fetch 0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a --token-file token --body -\nThe answer is that of GET /api/v1/auth/jwt-auth/identities/{identityId}."
     )]
     Eval {
         /// What the request would do
@@ -93,6 +93,15 @@ enum Command {
         /// File with the API's answer to a read of the state before; not for an attach
         #[arg(long, value_name = "FILE")]
         before: Option<PathBuf>,
+        /// Take the newest state on record of this identity instead
+        #[arg(long, value_name = "ID", conflicts_with_all = ["before", "fetch"])]
+        stored: Option<String>,
+        /// Read the state of this identity from the upstream instead; needs --token-file
+        #[arg(long, value_name = "ID", conflicts_with = "before", requires = "token_file")]
+        fetch: Option<String>,
+        /// File with a token that may read the identity; nothing else stands in it
+        #[arg(long, value_name = "FILE", requires = "fetch")]
+        token_file: Option<PathBuf>,
         /// File with the request's body, or `-` for standard input; not for a removal
         #[arg(long, value_name = "FILE")]
         body: Option<PathBuf>,
@@ -131,9 +140,16 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         Command::Test { format, min_coverage } => {
             cases::run(&app::load_bundle(config)?, config, *format, *min_coverage)
         }
-        Command::Eval { operation, before, body, caller, format } => {
+        Command::Eval { operation, before, stored, fetch, token_file, body, caller, format } => {
             let bundle = app::load_bundle(config)?;
-            let before = before.as_deref().map(read).transpose()?;
+            let before = match (before, stored, fetch.as_deref().zip(token_file.as_deref())) {
+                (Some(before), ..) => Some(read(before)?),
+                (None, Some(id), _) => Some(eval::stored(&bundle, operation, id, config).await?),
+                (None, None, Some((id, token))) => {
+                    Some(eval::fetched(&bundle, operation, id, token, config).await?)
+                }
+                (None, None, None) => None,
+            };
             let body = body.as_deref().map(read).transpose()?;
             let question = Question {
                 operation,

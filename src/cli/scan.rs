@@ -7,19 +7,19 @@
 mod report;
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::ValueEnum;
 use futures_util::StreamExt as _;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use serde_json::{Value, json};
 
 use super::out::{Progress, complain, print};
-use super::{UNABLE, WRONG};
+use super::{UNABLE, WRONG, identity};
 use crate::app::{self, Failure};
 use crate::audit::Audit;
 use crate::audit::query::Reader;
@@ -103,7 +103,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
             return Err(unable(format!("--settle: there is no store to settle in at {}", config.store_url)));
         }
     };
-    let headers = headers(&args.token_file)?;
+    let headers = identity::headers(&args.token_file)?;
     let scan = Scan { upstream, headers, config, bundle: &bundle, record, audit };
     let object = bundle.operations().values().next().map(|operation| operation.object.clone());
     let object = object.ok_or_else(|| unable("the bundle governs nothing"))?;
@@ -147,20 +147,6 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
 
 fn unable(message: impl Into<String>) -> Failure {
     Failure { code: UNABLE, message: message.into() }
-}
-
-/// A request's headers with the token of a file.
-pub(super) fn headers(token_file: &Path) -> Result<HeaderMap, Failure> {
-    let wrong =
-        |what: &dyn std::fmt::Display| unable(format!("--token-file {}: {what}", token_file.display()));
-    let text = std::fs::read_to_string(token_file).map_err(|error| wrong(&error))?;
-    let token = text.trim();
-    let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-        .ok()
-        .filter(|_| !token.is_empty() && !token.contains(char::is_whitespace))
-        .ok_or_else(|| wrong(&"holds no token, or more than one"))?;
-    value.set_sensitive(true);
-    Ok(HeaderMap::from_iter([(AUTHORIZATION, value)]))
 }
 
 struct Scan<'a> {

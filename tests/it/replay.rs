@@ -232,3 +232,34 @@ async fn what_only_a_digest_is_recorded_of_is_not_judged_again() {
     let (_, told) = replayed(&gateway, &[]);
     assert_eq!(told["not_replayed"], json!({"of `jwksUrl` only a digest is recorded": 2}), "{told}");
 }
+
+#[tokio::test]
+async fn a_request_is_judged_beside_the_state_on_record_or_the_one_that_stands_there() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let gateway = Gateway::start(&upstream).await;
+    let token = gateway.folder_file("token", &gateway.token);
+    let longer = good_patch(&json!({"accessTokenTTL": 7200}));
+    let body = gateway.folder_file("body", &longer.to_string());
+    let url = upstream.url();
+    let before = |how: &[&str]| {
+        let fixed = ["policy", "eval", "--format", "json", "--body", &body, "--upstream", &url];
+        let output = gateway.cli(&[&fixed, how].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.code(), shown["before"]["accessTokenTTL"].clone(), said)
+    };
+    let nothing = before(&["--stored", IDENTITY]);
+    assert!(nothing.0 == Some(1) && nothing.2.contains("no state of it is on record"), "{}", nothing.2);
+    let body = good_patch(&json!({"accessTokenTTL": 1800}));
+    assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &body).await.status, 200);
+    assert_eq!(before(&["--stored", IDENTITY]).1, 1800);
+    let mut row = good_attach();
+    row["accessTokenTTL"] = json!(600);
+    upstream.another_writer()(IDENTITY, &row);
+    let fetched = before(&["--fetch", IDENTITY, "--token-file", &token]);
+    assert_eq!((fetched.0, fetched.1), (Some(0), json!(600)), "{}", fetched.2);
+    assert_eq!(before(&["--stored", IDENTITY]).1, 1800, "what is on record");
+    assert_eq!(before(&["--fetch", IDENTITY]).0, Some(2), "a token is needed");
+    assert_eq!(before(&["--stored", "x"]).0, Some(2));
+}

@@ -3,15 +3,20 @@
 //! The state before, the state it would lead to, what each rule says, and the fix where one is known to pass.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::super::out::print;
-use super::super::{MISCONFIGURED, WRONG};
+use super::super::{MISCONFIGURED, UNABLE, WRONG, identity};
 use super::Format;
 use crate::app::Failure;
+use crate::audit::query::Reader;
 use crate::bundle::{Answer, Bundle, Question, evaluate};
+use crate::config::Config;
 use crate::keys::Keys;
+use crate::operation::{Object, State};
 use crate::view;
 
 pub(super) fn run(bundle: &Bundle, question: &Question<'_>, format: Format) -> Result<u8, Failure> {
@@ -25,6 +30,56 @@ pub(super) fn run(bundle: &Bundle, question: &Question<'_>, format: Format) -> R
         Format::Text => text(&shown),
     })?;
     Ok(if matches!(evaluation.answer, Answer::Allowed(_)) { 0 } else { WRONG })
+}
+
+/// The newest state on record of an identity, in the shape of the API's answer.
+pub(super) async fn stored(
+    bundle: &Bundle,
+    operation: &str,
+    id: &str,
+    config: &Config,
+) -> Result<String, Failure> {
+    let wrong = |message: String| Failure { code: WRONG, message };
+    let unable = |message: String| Failure { code: UNABLE, message };
+    let object = object(bundle, operation)?;
+    let target = identity::target(&object, "--stored", id)?;
+    let reader = Reader::open(&config.store_url).await.map_err(unable)?;
+    let state = reader.last_state(&target.to_string()).await.map_err(unable)?;
+    let state = state.filter(|state| !state.is_null()).ok_or_else(|| {
+        wrong(format!(
+            "--stored {id}: no state of it is on record; read it with --fetch, or give it with --before"
+        ))
+    })?;
+    let state = State::recall(&object, &state).map_err(|field| {
+        wrong(format!("--stored {id}: of `{field}` only a digest is recorded; read it with --fetch"))
+    })?;
+    Ok(state.answer(&target.id()).to_string())
+}
+
+/// The state of an identity as the upstream answers it now.
+pub(super) async fn fetched(
+    bundle: &Bundle,
+    operation: &str,
+    id: &str,
+    token_file: &Path,
+    config: &Config,
+) -> Result<String, Failure> {
+    if config.upstream.url.is_empty() {
+        let message = "--fetch needs --upstream, or upstream.url in the configuration".to_owned();
+        return Err(Failure { code: MISCONFIGURED, message });
+    }
+    let object = object(bundle, operation)?;
+    let target = identity::target(&object, "--fetch", id)?;
+    Ok(identity::answer(config, &object, &target, token_file).await?.to_string())
+}
+
+fn object(bundle: &Bundle, operation: &str) -> Result<Arc<Object>, Failure> {
+    let found = bundle.operation(operation).map(|found| found.object.clone());
+    found.ok_or_else(|| {
+        let known: Vec<_> = bundle.operations().keys().map(String::as_str).collect();
+        let message = format!("there is no operation `{operation}`; there are: {}", known.join(", "));
+        Failure { code: MISCONFIGURED, message }
+    })
 }
 
 /// As people read it.
