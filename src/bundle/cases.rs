@@ -8,9 +8,11 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::evaluate::{Answer, Question, evaluate};
 use super::{Bundle, Files, LoadError, read};
+use crate::json;
 use crate::keys::Keys;
 use crate::policy::{Mode, Policies, Settings};
 use crate::refusal::Finding;
@@ -52,6 +54,8 @@ struct Expected {
     violations: BTreeSet<String>,
     #[serde(default)]
     warnings: BTreeSet<String>,
+    /// The fix of a denial, a JSON Patch as JSON; unless it stands here, any fix will do, or none.
+    fix: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -149,13 +153,23 @@ fn decided(bundle: &Bundle, policies: &Policies, case: &Case, keys: &Keys) -> Re
         body: case.body.as_deref(),
         caller: case.caller.as_deref(),
     };
+    let mut found = Value::Null;
     let (decision, violations, warnings) = match evaluate(bundle, &policies, &question, keys)?.answer {
         // The schema is no rule, but what it says is a violation all the same.
         Answer::Refused(_) => (Decision::Refuse, BTreeSet::from(["schema".to_owned()]), BTreeSet::new()),
         Answer::Allowed(permit) => (Decision::Allow, BTreeSet::new(), rules(permit.warnings())),
-        Answer::Denied(denial) => (Decision::Deny, rules(&denial.violations), rules(&denial.warnings)),
+        Answer::Denied(denial) => {
+            found = denial.fix.clone().unwrap_or_default();
+            (Decision::Deny, rules(&denial.violations), rules(&denial.warnings))
+        }
     };
-    Ok(Expected { decision, violations, warnings })
+    let Some(fix) = &case.expect.fix else {
+        return Ok(Expected { decision, violations, warnings, fix: None });
+    };
+    let expected = json::value(fix.as_bytes()).map_err(|fault| format!("expect.fix: {fault}"))?;
+    // Compared by what it means, told as it is.
+    let found = if found == expected { fix.clone() } else { found.to_string() };
+    Ok(Expected { decision, violations, warnings, fix: Some(found) })
 }
 
 fn rules(findings: &[Finding]) -> BTreeSet<String> {
@@ -163,6 +177,10 @@ fn rules(findings: &[Finding]) -> BTreeSet<String> {
 }
 
 fn told(expected: &Expected) -> String {
-    let Expected { decision, violations, warnings } = expected;
-    format!("{decision:?} (violations {violations:?}, warnings {warnings:?})").to_lowercase()
+    let Expected { decision, violations, warnings, fix } = expected;
+    let fix = fix.as_ref().map(|fix| format!(", fix {fix}")).unwrap_or_default();
+    format!(
+        "{} (violations {violations:?}, warnings {warnings:?}{fix})",
+        format!("{decision:?}").to_lowercase()
+    )
 }

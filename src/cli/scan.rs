@@ -96,19 +96,20 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let upstream = Upstream::new(&config.upstream, config.limits.connect.0, metrics);
     let upstream = upstream.map_err(|error| unable(error.to_string()))?;
     let record = record(config).await;
-    let audit = match (args.settle, &record) {
+    let headers = identity::headers(&args.token_file)?;
+    let mut scan = Scan { upstream, headers, config, bundle: &bundle, record, audit: None };
+    let object = bundle.operations().values().next().map(|operation| operation.object.clone());
+    let object = object.ok_or_else(|| unable("the bundle governs nothing"))?;
+
+    let identities = scan.identities().await?;
+    // From here on nothing ends before the log is closed again.
+    scan.audit = match (args.settle, &scan.record) {
         (false, _) => None,
         (true, Some(_)) => Some(app::offline(config).await?),
         (true, None) => {
             return Err(unable(format!("--settle: there is no store to settle in at {}", config.store_url)));
         }
     };
-    let headers = identity::headers(&args.token_file)?;
-    let scan = Scan { upstream, headers, config, bundle: &bundle, record, audit };
-    let object = bundle.operations().values().next().map(|operation| operation.object.clone());
-    let object = object.ok_or_else(|| unable("the bundle governs nothing"))?;
-
-    let identities = scan.identities().await?;
     let total = identities.len();
     let mut found = Vec::new();
     let mut unread = Vec::new();

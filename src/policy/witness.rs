@@ -2,7 +2,8 @@
 //!
 //! Every rule names values that would satisfy it; from these a configuration is put together, field by field, keeping
 //! what violates least. Found: the rules can be met. Not found: they very likely contradict each other, and those are
-//! named without any one of which one would be found. Nothing is decided by this; it is advice for whoever writes rules.
+//! named without any one of which one would be found. Where there are more values than are tried, nothing is said. Nothing
+//! is decided by this; it is advice for whoever writes rules.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,19 +49,20 @@ pub fn contradiction(policies: &Policies, operation: &Operation) -> Option<Vec<S
 }
 
 fn is_met(policies: &Policies, object: &Arc<Object>) -> bool {
-    let choices = choices(policies);
+    let Some(choices) = choices(policies) else { return true };
+    let keys = Keys::ephemeral();
     let types = choices[&("configurationType", String::new())].clone();
     types.into_iter().any(|branch| {
         let mut chosen: BTreeMap<_, _> =
             choices.iter().map(|(part, values)| (part.clone(), values[0].clone())).collect();
         chosen.insert(("configurationType", String::new()), branch);
-        let mut left = violations(policies, object, &chosen);
+        let mut left = violations(policies, object, &chosen, &keys);
         for _ in 0..MAX_ROUNDS {
             let before = left;
             for (part, values) in choices.iter().filter(|(part, _)| part.0 != "configurationType") {
                 for value in values {
                     let old = chosen.insert(part.clone(), value.clone());
-                    let now = violations(policies, object, &chosen);
+                    let now = violations(policies, object, &chosen, &keys);
                     match old {
                         Some(old) if now >= left => drop(chosen.insert(part.clone(), old)),
                         _ => left = now,
@@ -75,12 +77,12 @@ fn is_met(policies: &Policies, object: &Arc<Object>) -> bool {
     })
 }
 
-/// What the rules want, after what any sober configuration has.
-fn choices(policies: &Policies) -> Choices {
+/// What the rules want, after what any sober configuration has; `None` when it is too much to be tried.
+fn choices(policies: &Policies) -> Option<Choices> {
     let mut choices = Choices::new();
     let mut add = |field: &'static str, claim: &str, value: Value| {
         let values = choices.entry((field, claim.to_owned())).or_default();
-        if values.len() < MAX_TRIED && !values.contains(&value) {
+        if !values.contains(&value) {
             values.push(value);
         }
     };
@@ -106,13 +108,14 @@ fn choices(policies: &Policies) -> Choices {
             add(wanted.field, &wanted.claim, wanted.value);
         }
     }
-    choices
+    choices.values().all(|values| values.len() <= MAX_TRIED).then_some(choices)
 }
 
 fn violations(
     policies: &Policies,
     object: &Arc<Object>,
     chosen: &BTreeMap<(&'static str, String), Value>,
+    keys: &Keys,
 ) -> usize {
     let mut claims = Map::new();
     let mut fields = BTreeMap::new();
@@ -129,5 +132,5 @@ fn violations(
         Some((name, spec.kind.read(Side::Request, &value, &spec.choices).ok()?))
     };
     let state = State::new(object.clone(), fields.into_iter().filter_map(read).collect());
-    judge::standing(policies, object, &state, &Keys::ephemeral()).len()
+    judge::standing(policies, object, &state, keys).len()
 }

@@ -396,6 +396,47 @@ fn what_a_folder_lays_over_a_rule_is_checked_where_it_stands() {
 }
 
 #[test]
+fn a_case_can_expect_the_fix_and_every_wrong_entry_is_named() {
+    let before = r#"{"identityJwtAuth": {"id": "5b0d5a52-2b1c-4c55-8f7e-6f1b1d3e9c01", "identityId": "0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a",
+        "updatedAt": "2026-01-01T00:00:00.000Z", "configurationType": "jwks", "jwksUrl": "https://idp.example/jwks", "jwksCaCert": "",
+        "publicKeys": [], "boundIssuer": "i", "boundAudiences": "ci", "boundSubject": "s", "boundClaims": {},
+        "accessTokenTTL": 60, "accessTokenMaxTTL": 604800, "accessTokenNumUsesLimit": 0, "accessTokenTrustedIps": []}}"#;
+    let case = |fix: &str| {
+        let case = format!(
+            "[[case]]\nname = \"too long\"\noperation = \"jwt-auth.update\"\nbefore = '''{before}'''\n\
+             body = '{{\"configurationType\": \"jwks\", \"jwksUrl\": \"https://idp.example/jwks\", \"accessTokenTTL\": 0}}'\n\
+             expect = {{ decision = \"deny\", violations = [\"token-lifetime\"], fix = '{fix}' }}\n"
+        );
+        checked(&[("cases/fix.toml", case)])
+    };
+    let right = r#"[ {"op": "replace", "path": "/accessTokenTTL", "value": 86400} ]"#;
+    let (code, said) = case(right);
+    assert_eq!(code, Some(0), "{said}");
+    for wrong in [right.replace("86400", "1"), "null".to_owned(), "[".to_owned()] {
+        let (code, said) = case(&wrong);
+        assert_eq!(code, Some(1), "{wrong}");
+        assert!(said.contains("cases/fix.toml: too long: "), "{said}");
+    }
+    let (code, said) = case("null");
+    assert!(code == Some(1) && said.contains("\"value\":86400"), "what was found is told as it is: {said}");
+    let networks = rule("n", "allowed-networks", "networks = [\"10.0.0.0/8\", \"foo\", 7, \"10.0.0.0/33\"]");
+    let (_, said) = checked(&[("n.toml", networks)]);
+    for wrong in ["\"foo\" is not", "7 is not", "\"10.0.0.0/33\" is not"] {
+        assert!(said.contains(wrong), "{wrong}: {said}");
+    }
+    // Each within the other, and a network that is too much as a whole.
+    let many =
+        (0..300).map(|at| format!("\"10.0.{}.{}/32\"", at / 256, at % 256)).collect::<Vec<_>>().join(", ");
+    let (code, said) = checked(&[
+        ("a.toml", rule("a", "allowed-networks", &format!("networks = [{many}]"))),
+        ("b.toml", rule("b", "allowed-networks", "networks = [\"10.0.1.30/32\"]")),
+    ]);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = checked(&[("a.toml", rule("a", "allowed-networks", "networks = [\"64.0.0.0/2\"]"))]);
+    assert_eq!(code, Some(0), "one address of it passes: {said}");
+}
+
+#[test]
 fn a_bundled_case_shows_nothing_of_a_rule_that_was_replaced() {
     let folder = TempDir::new().unwrap();
     written(folder.path(), "token-lifetime.toml", &rule("token-lifetime", "uses-limit", "at_most = 1"));

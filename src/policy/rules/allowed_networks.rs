@@ -28,7 +28,10 @@ impl AllowedNetworks {
     }
 
     pub(super) fn wanted(&self) -> Vec<Wanted> {
-        self.texts.iter().map(|text| Wanted::of(RANGES, json!([{"ipAddress": text}]))).collect()
+        // The first address of each: the whole may be too much for another rule.
+        let first = |text: &String| Range::parse(text).map(|range| range.address().to_string());
+        let first = self.texts.iter().filter_map(first);
+        first.map(|address| Wanted::of(RANGES, json!([{"ipAddress": address}]))).collect()
     }
 
     pub(super) fn check(&self, sight: &Sight<'_>) -> Vec<Violation> {

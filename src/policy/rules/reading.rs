@@ -92,9 +92,13 @@ pub(super) fn texts<T>(
     read: impl Fn(&str) -> Option<T>,
 ) -> Result<Vec<T>, String> {
     let list = value.as_array().filter(|list| !list.is_empty());
-    let list = list.ok_or_else(|| format!("must be a list, each entry {what}"))?;
+    let list = list.ok_or_else(|| format!("must be a list with at least one entry, each {what}"))?;
     let one = |item: &Value| item.as_str().and_then(&read).ok_or_else(|| format!("{item} is not {what}"));
-    list.iter().map(one).collect()
+    let (read, wrong): (Vec<_>, Vec<_>) = list.iter().map(one).partition(Result::is_ok);
+    if wrong.is_empty() {
+        return Ok(read.into_iter().flatten().collect());
+    }
+    Err(wrong.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; "))
 }
 
 impl Rule {
