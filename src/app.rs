@@ -27,7 +27,7 @@ use crate::log;
 use crate::metrics::Metrics;
 use crate::passthrough::{self, Passthrough};
 use crate::pipeline::{Gateway, Memory};
-use crate::policy::{self, Mode};
+use crate::policy::Mode;
 use crate::server::{self, Door, Server, Socket, Tls};
 use crate::store;
 use crate::upstream::Upstream;
@@ -212,8 +212,7 @@ impl Running {
 
 /// The policies, exactly as a gateway with this configuration has them.
 pub fn load_bundle(config: &Config) -> Result<Bundle, Failure> {
-    let settings = policy::Settings { ip_allow_listing: config.upstream.ip_allow_listing, mode: config.mode };
-    Bundle::load(config.policies_dir.as_deref(), &config.rules, settings).map_err(|errors| {
+    Bundle::load(config.policies_dir.as_deref(), &config.overlays(), config.judging()).map_err(|errors| {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         Failure { code: 1, message: lines.join("\n") }
     })

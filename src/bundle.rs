@@ -33,14 +33,13 @@ pub use cases::Trial;
 pub use error::LoadError;
 pub use evaluate::{Answer, Evaluation, Question, Verdict, evaluate};
 use files::Files;
+pub use overlay::Overlays;
 use overlay::rules;
 pub use replay::{Attempt, Recorded, Said, Unreplayable};
 pub use standing::{Next, Reaction, Standing, standing};
 
 const MANIFEST: &str = "bundle.toml";
 const CATALOGUE: &str = "catalogue.toml";
-/// What the configuration is called in errors.
-const CONFIGURATION: &str = "the configuration";
 /// What a folder may replace only when it extends nothing.
 const GOVERNED: [&str; 4] = [CATALOGUE, "objects/", "operations/", "schemas/"];
 
@@ -98,15 +97,11 @@ impl Bundle {
     /// What is compiled in, enforcing, with nothing laid over it.
     pub fn builtin() -> Result<Self, Vec<LoadError>> {
         let settings = Settings { ip_allow_listing: true, mode: Mode::Enforce };
-        Self::load(None, &toml::Table::new(), settings)
+        Self::load(None, &Overlays::default(), settings)
     }
 
     /// Loads what is compiled in, what the folder adds, and what the configuration lays over single rules.
-    pub fn load(
-        dir: Option<&Path>,
-        overlays: &toml::Table,
-        settings: Settings,
-    ) -> Result<Self, Vec<LoadError>> {
+    pub fn load(dir: Option<&Path>, overlays: &Overlays, settings: Settings) -> Result<Self, Vec<LoadError>> {
         let mut errors = Vec::new();
         let builtin = Files::builtin();
         let own = dir.map_or_else(Files::default, |dir| Files::of_folder(dir, &mut errors));
@@ -121,7 +116,8 @@ impl Bundle {
         let governed = read::governed(governed_files, &mut errors);
 
         let bundled = rule_files(&builtin, &mut errors);
-        let plain: Vec<Rule> = bundled.iter().filter_map(|rule| Rule::read(&rule.table, None).ok()).collect();
+        let none = toml::Table::new();
+        let plain: Vec<Rule> = bundled.iter().filter_map(|rule| Rule::read(&rule.table, &none).0).collect();
         let in_force = match extends {
             Extends::Builtin => laid_over(bundled, rule_files(&own, &mut errors)),
             Extends::None => rule_files(&own, &mut errors),
@@ -137,18 +133,16 @@ impl Bundle {
             }
         };
         let sources = in_force.iter().map(|rule| (rule.id.clone(), source(rule))).collect();
-        let rules = rules(&in_force, &laid, overlays, &mut errors);
-        for (file, rule) in
-            in_force.iter().filter_map(|file| Some((file, rules.iter().find(|rule| rule.id() == file.id)?)))
-        {
-            unmatched(file, rule, &governed, &mut errors);
+        let rules = rules(&in_force, &laid, &overlays.table, &mut errors);
+        for file in &in_force {
+            unmatched(file, rules.iter().find(|rule| rule.id() == file.id), &governed, &mut errors);
         }
-        let text = kept::text(governed_files, &own, &in_force, overlays, settings);
+        let text = kept::text(governed_files, &own, &in_force, &overlays.table, settings);
         let digest = Digest::sha256(&[&text]);
         let own_cases = cases::read(&own, &mut errors);
         let bundled_cases = cases::read(&builtin, &mut errors);
         if !errors.is_empty() {
-            return Err(errors.into_iter().map(|error| error.placed(&own)).collect());
+            return Err(errors.into_iter().map(|error| overlays.place(error.placed(&own))).collect());
         }
         let bundled = (extends == Extends::Builtin).then(|| {
             let settings = Settings { ip_allow_listing: true, mode: Mode::Enforce };
@@ -300,17 +294,18 @@ fn laid_over(mut bundled: Vec<RuleFile>, own: Vec<RuleFile>) -> Vec<RuleFile> {
 }
 
 /// A rule that names what there is not would silently never apply.
-fn unmatched(file: &RuleFile, rule: &Rule, governed: &read::Governed, errors: &mut Vec<LoadError>) {
+fn unmatched(file: &RuleFile, rule: Option<&Rule>, governed: &read::Governed, errors: &mut Vec<LoadError>) {
     const WRITES: [&str; 3] = ["overlay", "create", "remove"];
     let operations = &governed.operations;
-    for name in rule.operations().unwrap_or_default() {
-        if !operations.contains_key(name) && !WRITES.contains(&name.as_str()) {
+    let named = file.table.get("operations").and_then(toml::Value::as_array).into_iter().flatten();
+    for name in named.filter_map(toml::Value::as_str) {
+        if !operations.contains_key(name) && !WRITES.contains(&name) {
             let known: Vec<_> = operations.keys().map(String::as_str).chain(WRITES).collect();
             let message = format!("there is no operation `{name}`; there are: {}", known.join(", "));
             errors.push(LoadError::new(&file.file, "operations", message));
         }
     }
-    for name in rule.named_fields() {
+    for name in rule.map(Rule::named_fields).unwrap_or_default() {
         if !operations.values().any(|operation| operation.object.fields.contains_key(name)) {
             let known: Vec<_> = operations.values().next().map_or_else(Vec::new, |operation| {
                 operation.object.fields.keys().map(String::as_str).collect()

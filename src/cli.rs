@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::Failure;
-use crate::config::{Config, Flags};
+use crate::config::{Config, Errors, Flags};
 
 /// What was checked is wrong.
 const WRONG: u8 = 1;
@@ -186,11 +186,13 @@ impl Settings {
     }
 
     fn read(&self, needs_upstream: bool) -> Result<(Config, Vec<String>), Failure> {
-        Config::load(&self.flags(), needs_upstream).map_err(|errors| {
-            warn(&errors.warnings);
-            Failure { code: MISCONFIGURED, message: errors.to_string() }
-        })
+        Config::load(&self.flags(), needs_upstream).map_err(|errors| misconfigured(&errors))
     }
+}
+
+fn misconfigured(errors: &Errors) -> Failure {
+    warn(&errors.warnings);
+    Failure { code: MISCONFIGURED, message: errors.to_string() }
 }
 
 fn warn(warnings: &[String]) {
@@ -224,7 +226,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Serve { settings } => serve::run(&settings).await,
         Command::Demo { args } => demo::run(&args).await,
-        Command::Check { settings, args } => check::run(&args, &settings.load(true)?).await,
+        Command::Check { settings, args } => check::run(&args, &settings).await,
         Command::Config { settings, args } => config::run(&args, &settings),
         Command::Health { settings, args } => health::run(&args, &settings.load(false)?).await,
         Command::History { settings, args } => history::run(&args, &settings.load(false)?).await,

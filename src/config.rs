@@ -24,9 +24,10 @@ pub use defaults::default_text;
 pub use layers::{Flags, Origin, Problem};
 pub use provenance::Provenance;
 
+use crate::bundle::Overlays;
 use crate::limits::Limits;
 use crate::pipeline::UngovernedWrites;
-use crate::policy::Mode;
+use crate::policy::{self, Mode};
 use crate::schema::UnknownMembers;
 use crate::server::TlsSettings;
 use crate::units::Span;
@@ -171,6 +172,8 @@ pub struct Config {
 /// All that is wrong with flags, variables and file.
 #[derive(Debug)]
 pub struct Errors {
+    /// As far as it could be read; what is wrong keeps its default.
+    pub config: Box<Config>,
     /// What is wrong.
     pub problems: Vec<Problem>,
     /// What is odd: perhaps why.
@@ -237,17 +240,30 @@ impl Config {
         config.fill_in("store.url", format!("\"{}\"", config.store_url));
         config.fill_in("log.format", format!("\"{}\"", config.log_format));
         config.check(&mut layers);
-        // What follows from a value that could not be read would only confuse.
-        if serves && layers.problems.is_empty() {
+        if serves {
             config.check_serving(&mut layers);
         }
         let Layers { problems, warnings, .. } = layers;
-        if problems.is_empty() { Ok((config, warnings)) } else { Err(Errors { problems, warnings }) }
+        if problems.is_empty() {
+            Ok((config, warnings))
+        } else {
+            Err(Errors { config: Box::new(config), problems, warnings })
+        }
     }
 
     /// What every setting is, and where it came from, in the order of the printed defaults.
     pub fn provenance(&self) -> &[Provenance] {
         &self.provenance
+    }
+
+    /// What is laid over single rules.
+    pub fn overlays(&self) -> Overlays {
+        Overlays { table: self.rules.clone(), file: self.file.clone() }
+    }
+
+    /// What holds for all rules.
+    pub fn judging(&self) -> policy::Settings {
+        policy::Settings { ip_allow_listing: self.upstream.ip_allow_listing, mode: self.mode }
     }
 
     /// The value of a setting whose default depends on others.

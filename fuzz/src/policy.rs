@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use patchwarden::bundle::Bundle;
+use patchwarden::bundle::{Bundle, Overlays};
 use patchwarden::policy::{Mode, Settings};
 use serde_json::json;
 
@@ -16,7 +16,7 @@ pub fn policy(bytes: &[u8]) {
     fs::create_dir(folder.path().join("rules")).expect("a folder");
     fs::write(folder.path().join("rules").join(FILE), bytes).expect("a file");
     let settings = Settings { ip_allow_listing: true, mode: Mode::Enforce };
-    match Bundle::load(Some(folder.path()), &toml::Table::new(), settings) {
+    match Bundle::load(Some(folder.path()), &Overlays::default(), settings) {
         Err(errors) => {
             assert!(!errors.is_empty());
             for error in errors {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Readiness;
 use crate::audit::Audit;
-use crate::bundle::{self, Bundle};
+use crate::bundle::{self, Bundle, Overlays};
 use crate::config::Config;
 use crate::log;
 use crate::metrics::Metrics;
@@ -48,7 +48,7 @@ pub(super) struct Reload {
 #[derive(Clone)]
 pub(super) struct Folder {
     dir: PathBuf,
-    overlays: toml::Table,
+    overlays: Overlays,
     settings: Settings,
     in_force: Arc<RwLock<Arc<Bundle>>>,
     /// Digest of the content that was last tried, right or wrong.
@@ -59,8 +59,7 @@ impl Folder {
     /// The folder of a configuration, whose bundle is in force, made of this content.
     pub(super) fn new(config: &Config, tried: [u8; 32], in_force: Arc<RwLock<Arc<Bundle>>>) -> Self {
         let dir = config.policies_dir.clone().unwrap_or_default();
-        let settings = Settings { ip_allow_listing: config.upstream.ip_allow_listing, mode: config.mode };
-        Self { dir, overlays: config.rules.clone(), settings, in_force, tried }
+        Self { dir, overlays: config.overlays(), settings: config.judging(), in_force, tried }
     }
 
     /// Loads what changed; `None` when nothing did. Everything wrong comes back, a failed case included.

@@ -3,13 +3,38 @@
 //! Comes in: the rule files in force and both tables. Goes out: the rules, and what is wrong, each said of the place where it
 //! came in.
 
-use super::{CONFIGURATION, LoadError, MANIFEST, RuleFile};
-use crate::policy::Rule;
+use std::fs;
+use std::path::PathBuf;
 
+use super::{LoadError, MANIFEST, RuleFile, line};
+use crate::policy::{Rule, RuleError};
+
+/// What the configuration is called in errors while its file is not known.
+const CONFIGURATION: &str = "the configuration";
 /// Keys of `[rules.ID]` that are no parameters.
 const SETTINGS: [&str; 3] = ["level", "existing", "params"];
 
-/// The rules of the files, with what the folder's manifest and then the configuration lay over them.
+/// `[rules.…]` of the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Overlays {
+    /// By rule.
+    pub table: toml::Table,
+    /// The file they stand in.
+    pub file: Option<PathBuf>,
+}
+
+impl Overlays {
+    /// Says of an error of the configuration in which file and line it is.
+    pub(super) fn place(&self, mut error: LoadError) -> LoadError {
+        if let (CONFIGURATION, Some(file)) = (error.file.as_str(), &self.file) {
+            error.line = fs::read_to_string(file).ok().and_then(|text| line::of(&text, &error.key));
+            error.file = file.display().to_string();
+        }
+        error
+    }
+}
+
+/// The rules of the files, as far as they can be read, with what the folder's manifest and then the configuration lay over them.
 pub(super) fn rules(
     files: &[RuleFile],
     laid: &toml::Table,
@@ -28,41 +53,48 @@ pub(super) fn rules(
             }
         }
     }
+    let none = toml::Table::new();
     let mut rules = Vec::new();
     for RuleFile { id, file, table, .. } in files {
+        let mut complain = |source: &str, prefix: &str, wrong: Vec<RuleError>| {
+            errors.extend(wrong.into_iter().map(|RuleError { key, message }| {
+                LoadError::new(source, format!("{prefix}{key}").trim_end_matches('.'), message)
+            }));
+        };
+        let (plain, own) = Rule::read(table, &none);
+        let (mut read, mut is_right) = (plain, own.is_empty());
         let of = |overlays: &toml::Table| overlays.get(id).and_then(toml::Value::as_table).cloned();
         let (folder, configuration) = (of(laid), of(overlays));
-        let both = match (&folder, &configuration) {
-            (Some(lower), Some(upper)) => over(lower, upper),
-            (one, other) => one.as_ref().or(other.as_ref()).cloned().unwrap_or_default(),
-        };
-        // Each with less laid over it, so that what is wrong is said of where it came in.
-        let layers = [
-            (file.as_str(), "", Some(toml::Table::new())),
-            (MANIFEST, "rules.", folder),
-            (CONFIGURATION, "rules.", configuration.map(|_| both)),
-        ];
-        let mut read = None;
-        for (source, prefix, overlay) in layers {
+        // Each alone over the file, so that what is wrong is said once, and of where it came in.
+        for (source, overlay) in [(MANIFEST, &folder), (CONFIGURATION, &configuration)] {
             let Some(overlay) = overlay else { continue };
-            match Rule::read(table, Some(&overlay)) {
-                Ok(rule) => read = Some(rule),
-                Err(wrong) => {
-                    read = None;
-                    errors.extend(wrong.into_iter().map(|error| {
-                        let key = match prefix {
-                            "" => error.key,
-                            prefix => format!("{prefix}{id}.{}", error.key),
-                        };
-                        LoadError::new(source, key.trim_end_matches('.'), error.message)
-                    }));
-                    break;
-                }
+            let (rule, wrong) = Rule::read(table, overlay);
+            let wrong = beyond(wrong, &own);
+            is_right &= wrong.is_empty();
+            complain(source, &format!("rules.{id}."), wrong);
+            read = rule;
+        }
+        complain(file, "", own);
+        if let (Some(lower), Some(upper)) = (&folder, &configuration) {
+            let (rule, wrong) = Rule::read(table, &over(lower, upper));
+            if is_right {
+                complain(CONFIGURATION, &format!("rules.{id}."), wrong);
             }
+            read = rule;
         }
         rules.extend(read);
     }
     rules
+}
+
+/// What is wrong and was not before.
+fn beyond(mut wrong: Vec<RuleError>, before: &[RuleError]) -> Vec<RuleError> {
+    for error in before {
+        if let Some(at) = wrong.iter().position(|other| other == error) {
+            wrong.remove(at);
+        }
+    }
+    wrong
 }
 
 /// One table laid over another: what the upper says of a setting or a parameter, beside `level` or in `params`, replaces

@@ -19,9 +19,13 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     dir
 }
 
+fn overlaid(rules: &str) -> Overlays {
+    Overlays { table: toml::from_str(rules).unwrap(), file: None }
+}
+
 fn load(files: &[(&str, &str)], overlays: &str) -> Result<Bundle, Vec<LoadError>> {
     let dir = folder(files);
-    Bundle::load(Some(dir.path()), &toml::from_str(overlays).unwrap(), SETTINGS)
+    Bundle::load(Some(dir.path()), &overlaid(overlays), SETTINGS)
 }
 
 /// The places of all errors.
@@ -181,7 +185,7 @@ expect = { decision = "allow" }
 
 #[test]
 fn the_examples_load_and_their_cases_come_out() {
-    let bundle = Bundle::load(Some(Path::new("policies/strict")), &toml::Table::new(), SETTINGS).unwrap();
+    let bundle = Bundle::load(Some(Path::new("policies/strict")), &Overlays::default(), SETTINGS).unwrap();
     assert_eq!(bundle.run_cases(), Vec::<String>::new());
     assert!(bundle.policies().rules().iter().any(|rule| rule.id() == "corporate-networks"));
 }

@@ -1,6 +1,6 @@
 //! `patchwarden check`: says everything that is wrong, before anything runs.
 //!
-//! The configuration comes in loaded as `serve` loads it. Here the policies are loaded and their cases run, and with
+//! The configuration is loaded as `serve` loads it, the policies also beside one that is wrong, their cases are run, and with
 //! `--online` the upstream is asked for its status and the store opened for reading. With `--identity` a real answer is
 //! held against the object file, as after an upgrade of the upstream; only then a token is sent. Changes nothing. Ends
 //! with 1 when something is wrong, with 3 when only what is outside cannot be reached.
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{UNABLE, WRONG, identity, out};
+use super::{Settings, UNABLE, WRONG, identity, misconfigured, out, warn};
 use crate::app::Failure;
 use crate::bundle::Bundle;
 use crate::config::Config;
@@ -40,10 +40,16 @@ pub(super) struct Args {
     coverage: bool,
 }
 
-pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
-    let (bundle, wrong) = policies(config);
+pub(super) async fn run(args: &Args, settings: &Settings) -> Result<u8, Failure> {
+    let config = &match Config::load(&settings.flags(), true) {
+        Ok((config, warnings)) => {
+            warn(&warnings);
+            config
+        }
+        Err(errors) => return Err(with_policies(misconfigured(&errors), &errors.config)),
+    };
+    let (bundle, mut wrong) = policies(config);
     let mut away = if args.online { outside(config).await } else { Vec::new() };
-    let mut wrong = wrong;
     if let (Some(identity), Some(token), Some(bundle), true) =
         (&args.identity, &args.token_file, &bundle, away.is_empty())
     {
@@ -111,10 +117,15 @@ fn coverage(bundle: &Bundle, ungoverned: UngovernedWrites) -> String {
     view::table(["CLASS", "METHOD", "WHAT HAPPENS", "PATH"], &rows) + &sum
 }
 
+/// A configuration that is wrong hides nothing that is wrong with the policies it names.
+fn with_policies(failure: Failure, config: &Config) -> Failure {
+    let (_, wrong) = policies(config);
+    Failure { message: [vec![failure.message], wrong].concat().join("\n"), ..failure }
+}
+
 /// The bundle when it loads, and everything wrong with it.
 fn policies(config: &Config) -> (Option<Bundle>, Vec<String>) {
-    let settings = policy::Settings { ip_allow_listing: config.upstream.ip_allow_listing, mode: config.mode };
-    match Bundle::load(config.policies_dir.as_deref(), &config.rules, settings) {
+    match Bundle::load(config.policies_dir.as_deref(), &config.overlays(), config.judging()) {
         Ok(bundle) => {
             let wrong = [bundle.run_cases(), bundle.contradictions()].concat();
             (Some(bundle), wrong)

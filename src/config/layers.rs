@@ -103,8 +103,12 @@ impl Layers {
         layers
     }
 
-    /// Notes what is wrong with a key, at the place its value came from.
+    /// Notes what is wrong with a key, at the place its value came from. What follows from a value that is wrong already
+    /// would only confuse.
     pub(super) fn wrong(&mut self, key: &str, message: impl Into<String>) {
+        if self.problems.iter().any(|problem| problem.key == key) {
+            return;
+        }
         let file =
             || self.file.as_ref().map_or("configuration".to_owned(), |path| path.display().to_string());
         let place = self.origins.get(key).map_or_else(file, ToString::to_string);

@@ -127,7 +127,7 @@ impl Scene {
     }
 
     fn policies(&self) -> Policies {
-        let read = |file| Rule::read(file, Some(&self.overlay)).unwrap();
+        let read = |file| Rule::read(file, &self.overlay).0.unwrap();
         Policies::new(self.files.iter().map(read).collect(), self.settings, Digest::sha256(&[]))
     }
 

@@ -310,6 +310,47 @@ fn checked(files: &[(&str, String)]) -> (Option<i32>, String) {
 }
 
 #[test]
+fn everything_wrong_with_configuration_and_rules_is_said_at_once_with_file_line_and_key() {
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("mine")).unwrap();
+    written(
+        folder.path(),
+        "mine/lifetimes.toml",
+        "id = \"lifetimes\"\ntitle = \"t\"\nbuiltin = \"token-lifetime\"\nlevel = \"loud\"\noperations = [\"jwt-auth.updat\"]\n",
+    );
+    written(
+        folder.path(),
+        "mine/frozen.toml",
+        "id = \"frozen\"\ntitle = \"t\"\nbuiltin = \"frozen-fields\"\ncolour = 1\n[params]\nfields = [\"accessTokenTL\"]\n",
+    );
+    written(folder.path(), "mine/bundle.toml", "format = 1\n[rules.lifetimes]\nlevel = \"quiet\"\n");
+    written(
+        folder.path(),
+        "patchwarden.toml",
+        "listn = \"x\"\n[rules.lifetimes]\nexisting = \"no\"\n[rules.nobody]\n[rules.open-network]\nmax_share = 2.0\n",
+    );
+    let output = program().args(["check", "--policies", "mine"]).current_dir(folder.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let parts = [
+        "patchwarden.toml: listn: unknown key",
+        "upstream.url: is not set",
+        "lifetimes.toml:4: `level`: must be one of",
+        "lifetimes.toml:5: `operations`: there is no operation `jwt-auth.updat`",
+        "frozen.toml:4: `colour`: is not known here",
+        "frozen.toml:6: `params.fields`: there is no field `accessTokenTL`",
+        "bundle.toml:3: `rules.lifetimes.level`: must be one of",
+        "patchwarden.toml:3: `rules.lifetimes.existing`: must be one of",
+        "patchwarden.toml:4: `rules.nobody`: there is no such rule",
+        "patchwarden.toml:6: `rules.open-network.max_share`:",
+    ];
+    for part in parts {
+        assert!(said.contains(part), "{part} is missing in\n{said}");
+    }
+    assert_eq!(said.lines().count(), parts.len(), "each once:\n{said}");
+}
+
+#[test]
 fn rules_that_contradict_each_other_are_found_and_named() {
     let networks = |id: &str, list: &str| {
         (format!("{id}.toml"), rule(id, "allowed-networks", &format!("networks = [{list}]")))

@@ -102,10 +102,10 @@ pub(super) fn texts<T>(
 }
 
 impl Rule {
-    /// Reads a rule file and what the config lays over it; everything wrong comes back at once.
-    pub fn read(file: &Table, overlay: Option<&Table>) -> Result<Self, Vec<RuleError>> {
-        let none = Table::new();
-        let mut source = Source { file, overlay: overlay.unwrap_or(&none), errors: Vec::new() };
+    /// Reads a rule file and what is laid over it. Everything wrong comes back at once, with the rule as far as it could be
+    /// read, so that more can be found wrong with it.
+    pub fn read(file: &Table, overlay: &Table) -> (Option<Self>, Vec<RuleError>) {
+        let mut source = Source { file, overlay, errors: Vec::new() };
         source.refuse_unknown();
         let id = source.text("id", true);
         let title = source.text("title", true);
@@ -118,13 +118,18 @@ impl Rule {
         let stances =
             [("stored", Existing::Stored), ("tolerate", Existing::Tolerate), ("deny", Existing::Deny)];
         let existing = source.choice("existing", &stances, Existing::Stored);
-        let check = source.check();
-        match check {
-            Some(check) if source.errors.is_empty() => {
-                Ok(Self { id, title, description, help, owner, operations, level, existing, check })
-            }
-            _ => Err(source.errors),
-        }
+        let rule = source.check().map(|check| Self {
+            id,
+            title,
+            description,
+            help,
+            owner,
+            operations,
+            level,
+            existing,
+            check,
+        });
+        (rule, source.errors)
     }
 }
 
@@ -245,8 +250,10 @@ mod tests {
 
     fn read(file: &str, overlay: &str) -> Result<Rule, Vec<String>> {
         let (file, overlay): (Table, Table) = (file.parse().unwrap(), overlay.parse().unwrap());
-        Rule::read(&file, Some(&overlay))
-            .map_err(|errors| errors.iter().map(|e| format!("{}: {}", e.key, e.message)).collect())
+        match Rule::read(&file, &overlay) {
+            (Some(rule), errors) if errors.is_empty() => Ok(rule),
+            (_, errors) => Err(errors.iter().map(|e| format!("{}: {}", e.key, e.message)).collect()),
+        }
     }
 
     const FILE: &str = "id = \"token-lifetime\"\ntitle = \"t\"\nbuiltin = \"token-lifetime\"\n";
