@@ -9,7 +9,7 @@ use crate::laws::members;
 use crate::support::client::request;
 use crate::support::gateway::{Gateway, change_of};
 use crate::support::upstream::Upstream;
-use crate::support::{IDENTITY, good_attach, good_patch, jwt_auth_path};
+use crate::support::{IDENTITY, eventually, good_attach, good_patch, jwt_auth_path};
 use crate::tls::written;
 
 fn replayed(gateway: &Gateway, args: &[&str]) -> (Option<i32>, Value) {
@@ -164,6 +164,8 @@ async fn a_day_of_random_traffic_is_judged_the_same_by_all() {
         let read = gateway.get(&jwt_auth_path(IDENTITY)).await.json();
         let answer = gateway.request(method, &jwt_auth_path(IDENTITY), sent).await;
         let id = change_of(&answer);
+        // A refusal whose caller nobody proved is written after its answer.
+        eventually(|| gateway.cli(&["show", &id]).status.success()).await;
         let change = gateway.show(&id);
         let mut asked = json!({"operation": operation, "caller": change["caller"]["id"]});
         if method != "POST" {
