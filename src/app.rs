@@ -29,7 +29,6 @@ use crate::passthrough::{self, Passthrough};
 use crate::pipeline::{Gateway, Memory};
 use crate::policy::Mode;
 use crate::server::{self, Door, Server, Socket, Tls};
-use crate::store;
 use crate::upstream::Upstream;
 use crate::upstream::client_address::TrustedProxies;
 
@@ -112,7 +111,8 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let tasks = TaskTracker::new();
     let (stop, stop_admin) = (CancellationToken::new(), CancellationToken::new());
     let audit = Audit::start(audit::Parts {
-        store_url: config.store_url.clone(),
+        store: config.store.clone(),
+        late_write_limit: config.upstream.late_write_limit.0,
         data: config.data.clone(),
         settings: config.audit.clone(),
         keys: keys.clone(),
@@ -221,7 +221,8 @@ pub fn load_bundle(config: &Config) -> Result<Bundle, Failure> {
 /// The log of a gateway that does not run, for commands that write; [`Audit::stop`] releases its locks.
 pub async fn offline(config: &Config) -> Result<Audit, Failure> {
     let audit = Audit::start(audit::Parts {
-        store_url: config.store_url.clone(),
+        store: config.store.clone(),
+        late_write_limit: config.upstream.late_write_limit.0,
         data: config.data.clone(),
         settings: config.audit.clone(),
         keys: Arc::new(open_keys(config)?),
@@ -238,10 +239,12 @@ pub async fn offline(config: &Config) -> Result<Audit, Failure> {
 
 /// Keys are made only where there is no log yet that other keys belong to.
 fn open_keys(config: &Config) -> Result<Keys, Failure> {
-    let path = store::path_of(&config.store_url).map_err(Failure::misconfigured)?;
-    let exists = std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
+    let path = config.store.path();
+    let exists = path.is_some_and(|path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0));
     let keys = Keys::open(&config.data, exists).map_err(Failure::unable)?;
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    if let Some(folder) =
+        path.and_then(std::path::Path::parent).filter(|folder| !folder.as_os_str().is_empty())
+    {
         keys::make_folder(folder)
             .map_err(|error| Failure::unable(format!("store.url (--store): {error}")))?;
     }

@@ -5,6 +5,7 @@
 //! nobody proved who said what. One writer (`writer`) builds batches; queries read a projection ([`query`]). When the
 //! log cannot be written, attempts are refused at once and the writer tries again until it can.
 
+pub mod copy;
 mod entry;
 mod fold;
 pub mod query;
@@ -32,7 +33,7 @@ use crate::operation::{Object, Revision, diff_recorded};
 use crate::policy::Permit;
 use crate::refusal::{Code, Refusal};
 use crate::route::Watched;
-use crate::store::{self, Reader, TokenRow};
+use crate::store::{self, Location, Reader, TokenRow};
 use crate::units::{Size, Span};
 
 use entry::Intended;
@@ -58,6 +59,8 @@ pub struct Settings {
     pub wal_hard: Size,
     /// Disk space kept for outcomes; read, not enforced yet.
     pub reserve: Size,
+    /// How long other gateways on the same PostgreSQL take this one to be alive without hearing of it.
+    pub lease: Span,
 }
 
 impl Default for Settings {
@@ -68,6 +71,7 @@ impl Default for Settings {
             wal_soft: Size(64 << 20),
             wal_hard: Size(512 << 20),
             reserve: Size(256 << 20),
+            lease: Span::secs(10),
         }
     }
 }
@@ -79,12 +83,14 @@ pub fn is_name(name: &str) -> bool {
 
 /// What a log is made of.
 pub struct Parts {
-    /// `sqlite:PATH`
-    pub store_url: String,
+    /// Where it is kept.
+    pub store: Location,
     /// The data folder.
     pub data: PathBuf,
     /// `[audit]`
     pub settings: Settings,
+    /// How long a write without an answer may still land.
+    pub late_write_limit: Duration,
     /// Fingerprints and the log's key.
     pub keys: Arc<Keys>,
     /// Dates.
@@ -115,6 +121,7 @@ pub struct Audit(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
+    late_write_limit: Duration,
     keys: Arc<Keys>,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -160,6 +167,8 @@ pub struct WatchedIntent {
 struct Declared {
     entry: EntryRef,
     intended: Intended,
+    /// After this another gateway may take this one for gone, and the target with it.
+    held_until: Option<Instant>,
     owned: Owned,
 }
 
@@ -200,6 +209,11 @@ impl Intent {
         &self.permit
     }
 
+    /// Until when its target is surely held, where other gateways could take it.
+    pub fn held_until(&self) -> Option<Instant> {
+        self.declared.held_until
+    }
+
     /// Whose configuration.
     pub fn target(&self) -> &TargetId {
         &self.target
@@ -210,6 +224,7 @@ impl Intent {
         Hold {
             intent: self.declared.declaration(),
             unknown: true,
+            abandoned: false,
             since: outcome.late_from,
             since_here: None,
             fast_late: outcome.fast_late,
@@ -235,11 +250,11 @@ impl WatchedIntent {
 impl Audit {
     /// Opens the log, or begins trying to. An error is what waiting cannot cure.
     pub async fn start(parts: Parts) -> Result<Self, store::Error> {
-        let path = store::path_of(&parts.store_url)?;
         let (jobs, queue) = mpsc::unbounded_channel();
         let began = Status::Down { since: parts.clock.now(), detail: "starting".to_owned() };
         let shared = Arc::new(Shared {
             settings: parts.settings,
+            late_write_limit: parts.late_write_limit,
             keys: parts.keys,
             clock: parts.clock,
             metrics: parts.metrics,
@@ -253,7 +268,7 @@ impl Audit {
             folds: fold::Folds::default(),
             writing: TaskTracker::new(),
         });
-        let mut writer = writer::Writer::new(shared.clone(), queue, path, parts.data);
+        let mut writer = writer::Writer::new(shared.clone(), queue, parts.store, parts.data);
         writer.open_first().await?;
         let audit = Self(shared);
         audit.0.writing.spawn(writer.run());
@@ -295,11 +310,12 @@ impl Audit {
     }
 
     async fn read_target(&self, reader: &Reader, target: &TargetId) -> Result<TargetNow, store::Error> {
-        let row = reader.target(&target.to_string()).await?;
-        let hold = match &row.open {
-            Some(open) => Some(self.held(reader, open, &row).await?),
+        let standing = reader.target(&target.to_string()).await?;
+        let hold = match &standing.row.open {
+            Some(open) => Some(self.held(reader, open, &standing).await?),
             None => None,
         };
+        let row = standing.row;
         Ok(TargetNow { turn: row.turn, newest: row.revision.as_deref().and_then(newest), hold })
     }
 
@@ -473,6 +489,7 @@ impl Audit {
         Declared {
             entry,
             intended,
+            held_until: written.held_until,
             owned: Owned { shared: self.0.clone(), index: written.last, finished: false },
         }
     }
@@ -606,8 +623,14 @@ impl Audit {
         &self,
         reader: &Reader,
         open: &(String, u64),
-        row: &store::TargetRow,
+        standing: &store::Standing,
     ) -> Result<Hold, store::Error> {
+        let row = &standing.row;
+        let lapsed = standing.now.zip(standing.leased_until).filter(|(now, until)| now > until);
+        let abandoned = !row.open_unknown && lapsed.is_some();
+        let since = if abandoned { standing.leased_until.unwrap_or(0) } else { row.open_since };
+        // The store's clock and ours need not agree.
+        let ahead = standing.now.map_or(0, |now| now - self.0.clock.now().0);
         let entry = EntryRef { origin: open.0.clone(), index: open.1 };
         let (intent, payload) = declaration(reader, &entry).await?;
         let outcome = reader.entry_of((&open.0, open.1), "outcome").await?;
@@ -621,7 +644,8 @@ impl Audit {
             since_here: self.unseen().get(&entry).copied(),
             intent,
             unknown: row.open_unknown,
-            since: Time(row.open_since),
+            abandoned,
+            since: Time(since - ahead),
             fast_late: outcome["handler_ended"] == true,
             before_revision: Revision::of(&payload["before_revision"]),
             proposed: payload.get("proposed").filter(|state| !state.is_null()).cloned(),
@@ -774,7 +798,8 @@ impl Audit {
     /// A new log in a folder.
     pub(crate) async fn of_folder(folder: &std::path::Path) -> Self {
         let parts = Parts {
-            store_url: format!("sqlite:{}", folder.join("patchwarden.db").display()),
+            store: Location::Sqlite(folder.join("patchwarden.db")),
+            late_write_limit: Duration::from_secs(120),
             data: folder.to_owned(),
             settings: Settings::default(),
             keys: Arc::new(Keys::open(folder, false).unwrap()),

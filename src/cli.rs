@@ -15,6 +15,7 @@ mod policy;
 mod scan;
 mod serve;
 mod show;
+mod store;
 mod token;
 
 use std::ffi::OsString;
@@ -115,6 +116,14 @@ enum Command {
         #[command(flatten)]
         args: scan::Args,
     },
+    /// Prepare a PostgreSQL that several gateways share, and move a history to it
+    #[command(after_help = "Example: patchwarden store grants")]
+    Store {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: store::Args,
+    },
     /// List the rules in force, judge a request without sending it, export the bundle
     #[command(after_help = "Example: patchwarden policy list")]
     Policy {
@@ -147,7 +156,7 @@ struct Settings {
     /// Scheme, host and port of the Infisical API [PATCHWARDEN_UPSTREAM]
     #[arg(long, value_name = "URL", global = true)]
     upstream: Option<String>,
-    /// Where the log of changes is: sqlite:PATH [PATCHWARDEN_STORE]
+    /// Where the log of changes is: sqlite:PATH or postgres://USER@HOST/DATABASE [PATCHWARDEN_STORE]
     #[arg(long, value_name = "URL", global = true)]
     store: Option<String>,
     /// Folder of rules that are added to those in the binary [PATCHWARDEN_POLICIES]
@@ -233,6 +242,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Show { settings, args } => show::run(&args, &settings.load(false)?).await,
         Command::Token { settings, args } => token::run(&args, &settings.load(false)?).await,
         Command::Scan { settings, args } => scan::run(&args, &settings.load(true)?).await,
+        Command::Store { settings, args } => store::run(&args, &settings.load(false)?).await,
         Command::Policy { settings, args } => policy::run(&args, &settings.load(false)?).await,
     }
 }

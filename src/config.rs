@@ -30,6 +30,7 @@ use crate::pipeline::UngovernedWrites;
 use crate::policy::{self, Mode};
 use crate::schema::UnknownMembers;
 use crate::server::TlsSettings;
+use crate::store::{self, Location};
 use crate::units::Span;
 use crate::upstream::client_address::{self};
 use crate::upstream::{self};
@@ -66,6 +67,8 @@ impl Default for Top {
 #[serde(deny_unknown_fields, default)]
 struct Store {
     url: Option<String>,
+    password_file: Option<PathBuf>,
+    prepared_statements: bool,
 }
 
 /// `[policies]`
@@ -142,8 +145,10 @@ pub struct Config {
     pub ungoverned_writes: UngovernedWrites,
     /// The guarded API.
     pub upstream: upstream::Settings,
-    /// `sqlite:<path>`.
-    pub store_url: String,
+    /// Where the log is kept.
+    pub store: Location,
+    /// How it is reached.
+    pub store_settings: store::Settings,
     /// Folder of rules that are added to those of the bundle.
     pub policies_dir: Option<PathBuf>,
     /// How often it is looked at.
@@ -215,6 +220,15 @@ impl Config {
         let policies: Policies = section(&mut layers, "policies");
         let log: Log = section(&mut layers, "log");
         let data = top.data.join("patchwarden.db");
+        let url = store.url.unwrap_or_else(|| format!("sqlite:{}", data.display()));
+        let store_settings = store::Settings {
+            password_file: store.password_file,
+            prepared_statements: store.prepared_statements,
+        };
+        let location = Location::parse(&url, &store_settings).unwrap_or_else(|error| {
+            layers.wrong("store.url", error.to_string().trim_start_matches("store.url: ").to_owned());
+            Location::Sqlite(data)
+        });
         let mut config = Self {
             listen: top.listen,
             admin_listen: top.admin_listen,
@@ -223,7 +237,8 @@ impl Config {
             unknown_members: top.unknown_members,
             ungoverned_writes: top.ungoverned_writes,
             upstream: section(&mut layers, "upstream"),
-            store_url: store.url.unwrap_or_else(|| format!("sqlite:{}", data.display())),
+            store: location,
+            store_settings,
             policies_dir: policies.dir,
             policies_reload: policies.reload,
             tls: section(&mut layers, "tls"),
@@ -237,7 +252,7 @@ impl Config {
             file: layers.file.clone(),
             provenance,
         };
-        config.fill_in("store.url", format!("\"{}\"", config.store_url));
+        config.fill_in("store.url", format!("\"{url}\""));
         config.fill_in("log.format", format!("\"{}\"", config.log_format));
         config.check(&mut layers);
         if serves {

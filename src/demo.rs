@@ -24,6 +24,7 @@ use crate::id::fill_random;
 use crate::json;
 use crate::metrics::Metrics;
 use crate::standin::{self, Estate};
+use crate::store::Location;
 use crate::upstream::{self, Upstream};
 use crate::view;
 
@@ -76,7 +77,7 @@ async fn story(
         gateway.gateway
     ))?;
     let client = client(gateway.gateway)?;
-    let store = format!("sqlite:{}", folder.join("patchwarden.db").display());
+    let store = Location::Sqlite(folder.join("patchwarden.db"));
     let reader = Reader::open(&store).await.map_err(unable)?;
     let mut as_told = true;
     for (number, step) in steps().iter().enumerate() {

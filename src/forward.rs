@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::audit::{Intent, OutcomeResult};
 use crate::json;
 use crate::operation::{Object, Operation, State, Stored, Write};
-use crate::upstream::{Answer, Failure, Upstream};
+use crate::upstream::{Answer, Failure, SendBefore, Upstream};
 
 /// What came of the write.
 #[derive(Debug)]
@@ -47,6 +47,9 @@ pub async fn send(
     *request.method_mut() = operation.method.clone();
     *request.uri_mut() = uri;
     *request.headers_mut() = headers.clone();
+    if let Some(at) = intent.held_until() {
+        request.extensions_mut().insert(SendBefore(at));
+    }
     let headers = request.headers_mut();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));

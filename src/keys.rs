@@ -152,6 +152,15 @@ fn create(folder: &Path) -> Result<(), Error> {
     write_new(folder, INSTANCE, &format!("patchwarden-{}\n", hex::encode(name)))
 }
 
+/// Writes a private file whole, in the place of what was there.
+pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
 fn write_new(folder: &Path, name: &str, text: &str) -> Result<(), Error> {
     let path = folder.join(name);
     let write = || {

@@ -149,6 +149,18 @@ pub fn recovered() {
     tracing::info!(event = "recovered", "the audit log is written again");
 }
 
+/// The store lost entries that had been committed; another log begins, whose first entry says so.
+pub fn succeeded(origin: &str, previous: &Value, known: &Value, found: &Value) {
+    tracing::error!(
+        event = "succession",
+        origin,
+        previous = %previous,
+        known = %known,
+        found = %found,
+        "the store no longer holds all that was committed; the log is closed and {origin} goes on"
+    );
+}
+
 /// A request claimed an address or a certificate that is not passed on. Said at most once a minute.
 pub fn client_identity_dropped(address: IpAddr) {
     let address = display(address);

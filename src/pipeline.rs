@@ -20,7 +20,9 @@ use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
-use crate::audit::{Audit, Declined, Draft, Hold, Intent, Outcome, OutcomeResult, Recorded, Seen, Settled};
+use crate::audit::{
+    Audit, Declined, Draft, Hold, Intent, Outcome, OutcomeResult, Recorded, Seen, Settled, TargetNow,
+};
 use crate::before::{self, Freshness, Reading};
 use crate::body::{self, Unread};
 use crate::bundle::Bundle;
@@ -28,7 +30,7 @@ use crate::caller::{self, Caller};
 use crate::clock::Clock;
 use crate::effect::{self, Proposed};
 use crate::forward::{self, Reply};
-use crate::id::ChangeId;
+use crate::id::{ChangeId, TargetId};
 use crate::json;
 use crate::keys::Keys;
 use crate::limits::Limits;
@@ -53,6 +55,8 @@ const MAX_READING_AGE: Duration = Duration::from_secs(1);
 /// How long an outdated reading is read again before it is refused.
 const STALE_PATIENCE: Duration = Duration::from_secs(2);
 const STALE_PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks at a target that another gateway holds.
+const FOREIGN_PAUSE: Duration = Duration::from_millis(10);
 /// How long the one read straight after an unseen end may take.
 const PROOF_READ: Duration = Duration::from_secs(2);
 
@@ -405,7 +409,7 @@ impl Gateway {
         operation: &Operation,
     ) -> Result<Option<Hold>, Refusal> {
         let target = admitted.governed.target().clone();
-        let mut now = self.audit.look(&target).await?;
+        let mut now = self.look_when_free(&target).await?;
         if now.turn != admitted.turn || admitted.reading.age() > MAX_READING_AGE {
             admitted.reading =
                 before::fetch(&self.source(operation, &admitted.governed, &admitted.headers)).await?;
@@ -450,8 +454,22 @@ impl Gateway {
         }
         match &now.hold {
             None => Ok(None),
+            Some(hold) if hold.abandoned => Err(self.unsettled(hold)),
             Some(hold) if !hold.unknown => Err(busy()),
             Some(hold) => self.hold_over(draft, admitted, hold, operation.write),
+        }
+    }
+
+    /// In this process the queue lets one change of a target through; another gateway's is waited for here.
+    async fn look_when_free(&self, target: &TargetId) -> Result<TargetNow, Refusal> {
+        let patience = Instant::now() + self.limits.target_wait.0;
+        loop {
+            let now = self.audit.look(target).await?;
+            let in_flight = now.hold.as_ref().is_some_and(|hold| !hold.unknown && !hold.abandoned);
+            if !in_flight || Instant::now() >= patience {
+                return Ok(now);
+            }
+            tokio::time::sleep(FOREIGN_PAUSE).await;
         }
     }
 
@@ -471,12 +489,16 @@ impl Gateway {
         if write == Write::Remove {
             return Ok(Some(hold.clone()));
         }
+        Err(self.unsettled(hold))
+    }
+
+    fn unsettled(&self, hold: &Hold) -> Refusal {
         let seconds = settle::wait(hold, self.clock.now(), self.late_write_limit);
         let detail = format!(
             "The end of an earlier change of this identity (change {}) was not seen and it may still land; it can be settled in {seconds} s. Removing the JWT Auth is possible at any time",
             hold.intent.change
         );
-        Err(Refusal::new(Code::TargetUnsettled, detail).retry_after(seconds))
+        Refusal::new(Code::TargetUnsettled, detail).retry_after(seconds)
     }
 
     /// Records a refusal (or folds it) and answers it.

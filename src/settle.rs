@@ -97,6 +97,7 @@ mod tests {
         Hold {
             intent,
             unknown: true,
+            abandoned: false,
             since,
             since_here,
             fast_late: false,

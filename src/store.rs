@@ -1,25 +1,34 @@
-//! The only SQL: rows in, rows out, and the lock of each target. It knows no meanings.
+//! The only SQL: rows in, rows out. It knows no meanings.
 //!
 //! [`Database`] is the writer's own connection with its transaction; [`Reader`] is a small pool of read-only ones for
-//! queries beside it. What waiting cannot cure (a foreign, corrupt or newer file) is told apart from what it can (a lock,
-//! a disk that is full or away). One dialect so far: SQLite.
+//! queries beside it. Each is one of two dialects: a file of SQLite, which one process writes, or a PostgreSQL server,
+//! which several gateways share. What waiting cannot cure (a foreign, corrupt or newer store) is told apart from what it
+//! can (a lock, a disk that is full, a server that is away).
 
+mod database;
+mod postgres;
+mod reader;
 mod sqlite;
 
+use std::borrow::Cow;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-pub use sqlite::{Database, Reader};
+pub use database::Database;
+pub use postgres::{Server, grants, migrate};
+pub use reader::Reader;
 
 /// Why a store cannot be used or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address is none this version knows.
-    #[error("store.url: `{0}` is not a store; write sqlite:PATH (PostgreSQL is not built yet)")]
+    #[error("store.url: {0}")]
     Url(String),
     /// Waiting does not help: says what and what to do.
     #[error("{0}")]
     Fatal(String),
-    /// Waiting may help.
+    /// Waiting may help; nothing of the transaction is there.
     #[error("{0}")]
     Wait(String),
     /// The database refused; nothing of the transaction is there.
@@ -30,10 +39,63 @@ pub enum Error {
     InDoubt(String),
 }
 
-/// The path of an SQLite store.
-pub fn path_of(url: &str) -> Result<PathBuf, Error> {
-    let path = url.strip_prefix("sqlite:").filter(|path| !path.is_empty());
-    path.map(PathBuf::from).ok_or_else(|| Error::Url(url.to_owned()))
+/// The section `[store]`, beside the address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// A file that holds PostgreSQL's password.
+    pub password_file: Option<PathBuf>,
+    /// Whether statements are prepared once a connection: not through a pooler that shares connections.
+    pub prepared_statements: bool,
+}
+
+/// Where a store is. Shown without a password.
+#[derive(Clone, Debug)]
+pub enum Location {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A server and a database on it.
+    Postgres(Box<Server>),
+}
+
+impl Location {
+    /// Reads `sqlite:PATH` or `postgres://USER@HOST/DATABASE`. An error never repeats the address: it may hold a password.
+    pub fn parse(url: &str, settings: &Settings) -> Result<Self, Error> {
+        let what = match url.split_once(':') {
+            Some(("sqlite", path)) if path.starts_with(":memory:") => {
+                "is in memory; the log has to outlive the process, name a file"
+            }
+            Some(("sqlite", path)) if !path.trim_start_matches('/').is_empty() => {
+                return Ok(Self::Sqlite(path.into()));
+            }
+            Some(("postgres" | "postgresql", _)) => {
+                return Server::parse(url, settings).map(|server| Self::Postgres(Box::new(server)));
+            }
+            _ => "names no known store; write `sqlite:PATH` or `postgres://USER@HOST/DATABASE`",
+        };
+        Err(Error::Url(what.to_owned()))
+    }
+
+    /// The file of an SQLite store.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Sqlite(path) => Some(path),
+            Self::Postgres(_) => None,
+        }
+    }
+
+    /// Whether a store may be made there by whoever opens it first and is not there yet.
+    pub fn is_missing(&self) -> bool {
+        self.path().is_some_and(|path| !path.exists())
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => path.display().fmt(out),
+            Self::Postgres(server) => server.fmt(out),
+        }
+    }
 }
 
 /// The lock file beside a store.
@@ -43,13 +105,44 @@ pub fn lock_path(store: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// A process that wants to append to a log.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// It; random.
+    pub holder: String,
+    /// Who is known to be dead: the process that had this data folder before.
+    pub before: Option<String>,
+    /// How long others take it to be alive without hearing of it.
+    pub lease: Duration,
+}
+
+/// Who appends to a log, and for how long others take it to be alive.
+#[derive(Clone, Copy, Debug)]
+pub struct Tenure {
+    /// Every append names it; whoever takes the log over moves it.
+    pub epoch: i64,
+    /// From each append on, by the database's clock.
+    pub lease: Duration,
+}
+
+/// An intent without outcome whose gateway is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Its log.
+    pub origin: String,
+    /// Its number.
+    pub index: u64,
+    /// How long ago its gateway's lease ended.
+    pub since: Duration,
+}
+
 /// One entry as a row.
 #[derive(Clone, Debug)]
 pub struct EntryRow {
     /// Number in the log.
     pub index: u64,
     /// Its kind.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// The entry it speaks of.
     pub of: Option<(String, u64)>,
     /// The exact bytes.
@@ -77,6 +170,19 @@ pub struct StoredEntry {
     pub envelope: Vec<u8>,
     /// The payload, unless retention removed it.
     pub body: Option<Vec<u8>>,
+    /// Its salt.
+    pub salt: Option<Vec<u8>>,
+}
+
+/// What a store holds beside its logs.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// Every target's row.
+    pub targets: Vec<TargetRow>,
+    /// Every bundle that was in force, by digest.
+    pub bundles: Vec<(String, Vec<u8>)>,
+    /// Every admin token.
+    pub tokens: Vec<TokenRow>,
 }
 
 /// The end of a log.
@@ -93,18 +199,31 @@ pub struct Head {
 /// A target's row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetRow {
+    /// `identity/<uuid>`
+    pub key: String,
     /// Number of its changes.
     pub seq: u64,
     /// Moves on every open and every close.
     pub turn: u64,
     /// The intent that holds it.
     pub open: Option<(String, u64)>,
-    /// From when lateness counts, in microseconds.
+    /// From when lateness counts, in microseconds of the store's clock.
     pub open_since: i64,
     /// Whether it is held by an unknown outcome.
     pub open_unknown: bool,
     /// The newest revision known, as the caller wrote it.
     pub revision: Option<String>,
+}
+
+/// A target as a reader sees it.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Its row.
+    pub row: TargetRow,
+    /// The database's own clock, where several gateways share it.
+    pub now: Option<i64>,
+    /// Until when the gateway that holds it counts as alive, by that clock.
+    pub leased_until: Option<i64>,
 }
 
 /// One row of the projection.
@@ -114,6 +233,8 @@ pub struct ChangeRow {
     pub row: i64,
     /// `attempt` or `fold`.
     pub kind: String,
+    /// Log of the attempt.
+    pub origin: String,
     /// Number of the attempt in the log.
     pub index: u64,
     /// Id of the change.

@@ -113,6 +113,13 @@ pub enum Error {
     Tls(#[from] rustls::Error),
 }
 
+/// In a request's extensions: it is not sent later than this. A process that was paused in between may have lost the
+/// right to send it.
+#[derive(Clone, Copy, Debug)]
+pub struct SendBefore(pub Instant);
+
+const TOO_LATE: &str = "this process was paused for longer than its lease, so the change was not sent";
+
 /// A body that crosses the gateway or is made by it, without boxing.
 #[derive(Debug, Default)]
 pub enum Body {
@@ -122,6 +129,8 @@ pub enum Body {
     Upload(Incoming, oneshot::Sender<()>),
     /// Complete.
     Full(Full<Bytes>),
+    /// Complete, and never sent later than this.
+    Until(Full<Bytes>, Instant),
     /// Nothing.
     #[default]
     Empty,
@@ -137,15 +146,18 @@ impl Body {
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
-            Self::Incoming(body) | Self::Upload(body, _) => Pin::new(body).poll_frame(cx),
-            Self::Full(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Incoming(body) | Self::Upload(body, _) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Until(_, at) if Instant::now() >= *at => Poll::Ready(Some(Err(TOO_LATE.into()))),
+            Self::Full(body) | Self::Until(body, _) => {
+                Pin::new(body).poll_frame(cx).map_err(|never| match never {})
+            }
             Self::Empty => Poll::Ready(None),
         }
     }
@@ -153,7 +165,7 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Incoming(body) | Self::Upload(body, _) => body.is_end_stream(),
-            Self::Full(body) => body.is_end_stream(),
+            Self::Full(body) | Self::Until(body, _) => body.is_end_stream(),
             Self::Empty => true,
         }
     }
@@ -161,7 +173,7 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Incoming(body) | Self::Upload(body, _) => body.size_hint(),
-            Self::Full(body) => body.size_hint(),
+            Self::Full(body) | Self::Until(body, _) => body.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
         }
     }
@@ -274,10 +286,17 @@ impl Upstream {
     ) -> Result<Answer, Failure> {
         let deadline = Instant::now() + within;
         let started = Instant::now();
+        let before = request.extensions().get::<SendBefore>().copied();
         let read = async {
+            if before.is_some_and(|SendBefore(at)| Instant::now() >= at) {
+                return Err(Failure::NotSent(TOO_LATE.to_owned()));
+            }
             let mut again = if request.method() == Method::GET { READS_AGAIN } else { 0 };
             let response = loop {
-                let request = request.clone().map(Body::from_bytes);
+                let request = request.clone().map(|bytes| match before {
+                    Some(SendBefore(at)) if !bytes.is_empty() => Body::Until(Full::new(bytes), at),
+                    _ => Body::from_bytes(bytes),
+                });
                 match self.head(request, tokio::time::sleep_until(deadline.into())).await {
                     Err(Failure::Cut(_)) if again > 0 => again -= 1,
                     ended => break ended?,

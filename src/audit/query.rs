@@ -12,10 +12,10 @@ use serde_json::{Map, Value, json};
 use crate::bundle::{Recorded, Said};
 use crate::clock::Time;
 use crate::json;
-use crate::store::{self, ChangeQuery, ChangeRow, ChangeUpdate, Database, Error, StoredEntry};
+use crate::store::{self, ChangeQuery, ChangeRow, ChangeUpdate, Location, StoredEntry};
 
 /// Version of what [`project`] writes; a store with another one is rebuilt at start.
-pub(super) const PROJECTION_VERSION: i64 = 1;
+pub(super) const PROJECTION_VERSION: i64 = 2;
 /// Rows of the projection looked at in one step, and in one page.
 const STEP: usize = 500;
 const MAX_CANDIDATES: usize = 20_000;
@@ -26,6 +26,7 @@ const MAX_SEARCH: usize = 256 * 1024;
 /// What an entry's envelope says, for the projection.
 pub(super) struct Facts<'a> {
     pub row: i64,
+    pub origin: &'a str,
     pub index: u64,
     pub kind: &'a str,
     pub at: i64,
@@ -37,12 +38,14 @@ pub(super) struct Facts<'a> {
     pub result: Option<&'a str>,
 }
 
-/// Lays one entry into the projection.
-pub(super) async fn project(
-    database: &mut Database,
-    facts: &Facts<'_>,
-    payload: &Value,
-) -> Result<(), Error> {
+/// What one entry does to the projection.
+pub(super) enum Projected {
+    Row(Box<ChangeRow>),
+    Update(Box<ChangeUpdate>),
+}
+
+/// Derives it.
+pub(super) fn project(facts: &Facts<'_>, payload: &Value) -> Option<Projected> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     match (facts.kind, facts.of) {
         ("attempt" | "fold", _) => {
@@ -51,6 +54,7 @@ pub(super) async fn project(
             let row = ChangeRow {
                 row: facts.row,
                 kind: facts.kind.to_owned(),
+                origin: facts.origin.to_owned(),
                 index: facts.index,
                 id: facts.change.clone().unwrap_or_default(),
                 at: facts.at,
@@ -69,7 +73,7 @@ pub(super) async fn project(
                 outcome_row: None,
                 settlement_row: None,
             };
-            database.project(&row).await
+            Some(Projected::Row(Box::new(row)))
         }
         ("outcome", Some(of)) => {
             let update = ChangeUpdate {
@@ -79,15 +83,14 @@ pub(super) async fn project(
                 pointers: payload["diff"].is_array().then(|| pointers(&payload["diff"])),
                 search: values(&payload["diff"]),
             };
-            database.project_update(&update).await
+            Some(Projected::Update(Box::new(update)))
         }
         ("settlement", Some(of)) => {
             let settled = Some((facts.result.unwrap_or("undecidable").to_owned(), facts.row));
-            database
-                .project_update(&ChangeUpdate { of: of.clone(), settled, ..ChangeUpdate::default() })
-                .await
+            let update = ChangeUpdate { of: of.clone(), settled, ..ChangeUpdate::default() };
+            Some(Projected::Update(Box::new(update)))
         }
-        _ => Ok(()),
+        _ => None,
     }
 }
 
@@ -201,9 +204,8 @@ impl Reader {
     }
 
     /// Opens a store read-only.
-    pub async fn open(store_url: &str) -> Result<Self, String> {
-        let path = store::path_of(store_url).map_err(|error| error.to_string())?;
-        store::Reader::open(&path).await.map(Self).map_err(|error| error.to_string())
+    pub async fn open(store: &Location) -> Result<Self, String> {
+        store::Reader::open(store).await.map(Self).map_err(|error| error.to_string())
     }
 
     /// Newest first.
@@ -332,9 +334,19 @@ impl Reader {
     }
 
     async fn row(&self, id: &str) -> Result<Option<ChangeRow>, String> {
-        let number = id.parse::<u64>().ok();
-        let by_id = (number.is_none() && id != "last").then(|| id.to_ascii_lowercase());
-        self.0.change(by_id.as_deref(), number).await.map_err(|error| error.to_string())
+        let Ok(number) = id.parse::<u64>() else {
+            let by_id = (id != "last").then(|| id.to_ascii_lowercase());
+            return self.0.change(by_id.as_deref()).await.map_err(|error| error.to_string());
+        };
+        let mut found = self.0.numbered(number).await.map_err(|error| error.to_string())?;
+        if found.len() > 1 {
+            let ids: Vec<_> = found.iter().map(|row| format!("{} in {}", row.id, row.origin)).collect();
+            return Err(format!(
+                "number {number} is a change of several logs; give its id: {}",
+                ids.join(", ")
+            ));
+        }
+        Ok(found.pop())
     }
 
     /// The newest state this log recorded of a target, `null` when it was removed; `None` when it recorded none.

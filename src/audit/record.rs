@@ -228,6 +228,8 @@ pub struct Hold {
     pub intent: Declaration,
     /// Whether its end was not seen; else it is in flight.
     pub unknown: bool,
+    /// Whether another gateway holds it, and that one's lease is over: `since` is when it ended.
+    pub abandoned: bool,
     /// From when lateness counts, by the wall clock.
     pub since: Time,
     /// The same by this process's own clock, which does not step; `None` when another process saw it.

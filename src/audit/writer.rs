@@ -7,6 +7,8 @@
 //! of the queue until they are written.
 
 mod batch;
+mod opening;
+mod targets;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -22,10 +24,9 @@ use crate::id::{EntryRef, fill_random};
 use crate::json;
 use crate::keys;
 use crate::log;
-use crate::store::{self, Database, Head, Reader, TokenRow};
+use crate::store::{self, Claim, Database, Location, TokenRow};
 
 use super::entry::{self, Unsealed};
-use super::query::{PROJECTION_VERSION, project};
 use super::tree::Frontier;
 use super::{Outcome, OutcomeResult, Shared, Status};
 
@@ -49,6 +50,19 @@ pub(super) struct Group {
     pub orphaned: bool,
     /// The store could not be read: look at it anew.
     pub suspect: Option<String>,
+}
+
+impl TargetOp {
+    /// The target it speaks of.
+    fn key(&self) -> Option<&str> {
+        match self {
+            Self::Open { key, .. }
+            | Self::Free { key, .. }
+            | Self::Hold { key, .. }
+            | Self::Revision { key, .. } => Some(key),
+            Self::KeepBundle { .. } | Self::CreateToken(_) | Self::RevokeToken(..) => None,
+        }
+    }
 }
 
 impl Group {
@@ -107,6 +121,8 @@ pub(super) struct Written {
     /// Index of its last entry.
     pub last: u64,
     pub seq: Option<u64>,
+    /// Until when nobody else takes its gateway for gone, in a store that several share.
+    pub held_until: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -120,13 +136,20 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     queue: mpsc::UnboundedReceiver<Job>,
     backlog: VecDeque<Job>,
-    path: PathBuf,
+    store: Location,
     data: PathBuf,
     log: Option<Log>,
-    /// Both locks, from the first time they were had to the end.
-    locks: Option<[File; 2]>,
+    /// The lock files, from the first time they were had to the end.
+    locks: Vec<File>,
     /// The log this process writes: it never begins a second one.
     origin: Option<String>,
+    /// As whom it appends, and under which epoch.
+    claim: Claim,
+    epoch: Option<i64>,
+    /// The end of the log as last committed: a store that is opened again has to hold it.
+    known: Option<Frontier>,
+    /// When the lease was last renewed, and the logs of others looked at.
+    looked: Instant,
     /// A batch of which nobody knows whether it is in the log.
     doubt: Option<Doubt>,
     retry: Duration,
@@ -148,9 +171,13 @@ impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
         queue: mpsc::UnboundedReceiver<Job>,
-        path: PathBuf,
+        store: Location,
         data: PathBuf,
     ) -> Self {
+        let mut holder = [0u8; 16];
+        fill_random(&mut holder);
+        let lease = shared.settings.lease.0;
+        let claim = Claim { holder: hex::encode(holder), before: None, lease };
         let detail = String::new();
         let (backlog, next_try) = (VecDeque::new(), Instant::now());
         let anchor = (shared.clock.now(), Instant::now());
@@ -158,11 +185,15 @@ impl Writer {
             shared,
             queue,
             backlog,
-            path,
+            store,
             data,
             log: None,
-            locks: None,
+            locks: Vec::new(),
             origin: None,
+            claim,
+            epoch: None,
+            known: None,
+            looked: Instant::now(),
             doubt: None,
             retry: FIRST_RETRY,
             next_try,
@@ -227,12 +258,19 @@ impl Writer {
             if orphans && let Err(error) = self.recover().await {
                 self.give_up(Vec::new(), &error).await;
             }
+            if self.looked.elapsed() >= self.every()
+                && let Err(error) = self.look_around().await
+            {
+                self.give_up(Vec::new(), &error).await;
+            }
             if self.stop_by.is_some_and(|by| self.backlog.is_empty() || Instant::now() >= by) {
                 break;
             }
         }
         if let Some(mut log) = self.log.take() {
-            let _ = log.database.settle_wal().await;
+            let _ = log.database.settle().await;
+            let ended = store::Tenure { lease: Duration::ZERO, ..log.tenure };
+            let _ = log.database.renew(&log.origin, ended).await;
             log.database.close().await;
         }
         let reader = self.shared.reader.write().unwrap_or_else(PoisonError::into_inner).take();
@@ -249,12 +287,21 @@ impl Writer {
                 None => tokio::time::sleep_until(self.next_try.into()).await,
             }
         };
+        let is_shared = self.log.as_ref().is_some_and(|log| log.database.is_shared());
+        let look_at = is_shared.then(|| self.looked + self.every());
+        let look = async {
+            match look_at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             job = self.queue.recv() => match job {
                 Some(job) => batch.push(job),
                 None => return false,
             },
             () = retry => {}
+            () = look => {}
         }
         true
     }
@@ -303,37 +350,33 @@ impl Writer {
         }
     }
 
-    /// Opens the store, finds or begins the log, and gives every intent nobody will finish its outcome.
-    async fn open(&mut self) -> Result<(), store::Error> {
-        if self.locks.is_none() {
-            self.locks = Some([lock(&keys::lock_path(&self.data))?, lock(&store::lock_path(&self.path))?]);
+    /// How often a lease is renewed.
+    fn every(&self) -> Duration {
+        self.claim.lease / 4
+    }
+
+    /// In a store that several gateways share: says that this one is alive, and ends what those that are gone left open.
+    async fn look_around(&mut self) -> Result<(), store::Error> {
+        self.looked = Instant::now();
+        let Some(log) = self.log.as_mut().filter(|log| log.database.is_shared()) else { return Ok(()) };
+        if !log.database.renew(&log.origin, log.tenure).await? {
+            return Err(store::Error::Wait(format!("another process has taken over the log {}", log.origin)));
         }
-        let mut database = Database::open(&self.path, self.origin.is_none()).await?;
-        let (origin, head) = self.find_or_begin(&mut database).await?;
-        // A store that can be read is not yet one that can be written.
-        database.begin().await?;
-        database.rollback().await?;
-        self.resolve_doubt(&mut database, &origin).await?;
-        let frontier = Frontier::read(head.size, &head.frontier).ok_or_else(|| {
-            store::Error::Fatal(format!("{}: the log's frontier is damaged", self.path.display()))
-        })?;
-        let last_at = last_time(&mut database, &origin, head.size).await?;
-        if database.projection_version().await? != PROJECTION_VERSION {
-            rebuild(&mut database).await?;
+        let now = self.shared.clock.now();
+        let mut groups = Vec::new();
+        for gone in log.database.abandoned(&log.origin, self.shared.late_write_limit).await? {
+            let since = Time(now.0 - i64::try_from(gone.since.as_micros()).unwrap_or(0));
+            if let Some(attempt) = log.database.entry(&gone.origin, gone.index).await? {
+                groups.extend(unfinished(
+                    &attempt,
+                    since,
+                    now,
+                    &self.shared.keys,
+                    "another gateway stopped before the outcome was recorded",
+                ));
+            }
         }
-        let reader = Reader::open(&self.path).await?;
-        *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = Some(reader);
-        let epoch = head.epoch;
-        let (size, root) = (frontier.size(), frontier.root());
-        let is_first = self.origin.replace(origin.clone()).is_none();
-        self.log = Some(Log { database, origin, frontier, epoch, last_at });
-        self.recover().await?;
-        if is_first {
-            let started = json!({"v": 1, "at": self.shared.clock.now(), "version": env!("CARGO_PKG_VERSION"),
-                "unfinished": self.backlog.len(), "size": size, "root": hex::encode(root)});
-            self.must_write(Group::of(entry::lifecycle("start", started)));
-        }
-        self.up();
+        groups.into_iter().for_each(|group| self.must_write(group));
         Ok(())
     }
 
@@ -345,7 +388,7 @@ impl Writer {
     /// After a commit in doubt: with the WAL settled, the log itself says whether the batch is there.
     async fn resolve_doubt(&mut self, database: &mut Database, origin: &str) -> Result<(), store::Error> {
         let Some(doubt) = &self.doubt else { return Ok(()) };
-        database.settle_wal().await?;
+        database.settle().await?;
         let there = database.entry(origin, doubt.first.0).await?;
         let is_there = there.is_some_and(|entry| entry.envelope == doubt.first.1);
         let jobs = self.doubt.take().map(|doubt| doubt.jobs).unwrap_or_default();
@@ -379,48 +422,6 @@ impl Writer {
         owned.retain(|index| !finished.contains(index));
     }
 
-    async fn find_or_begin(&self, database: &mut Database) -> Result<(String, Head), store::Error> {
-        let public = hex::encode(self.shared.keys.log_public());
-        if let Some((origin, key)) = database.meta("public_key").await? {
-            if self.origin.as_ref().is_some_and(|known| *known != origin) {
-                return Err(store::Error::Wait(format!(
-                    "{} holds another log than before; put the right one back",
-                    self.path.display()
-                )));
-            }
-            if key != public {
-                let what = format!(
-                    "{} is the log of another data folder; use the data folder it was made with, or name a new store (store.url)",
-                    self.path.display()
-                );
-                return Err(store::Error::Fatal(what));
-            }
-            let head = database.head(&origin).await?;
-            let head = head.ok_or_else(|| {
-                store::Error::Fatal(format!("{}: the log has no head", self.path.display()))
-            })?;
-            return Ok((origin, head));
-        }
-        if self.origin.is_some() {
-            return Err(store::Error::Wait(format!(
-                "{} no longer holds the log; put it back",
-                self.path.display()
-            )));
-        }
-        let mut id = [0u8; 8];
-        fill_random(&mut id);
-        let default = || format!("patchwarden.invalid/{}", self.shared.keys.instance());
-        let name = self.shared.settings.name.clone().unwrap_or_else(default);
-        let origin = format!("{name}/{}", hex::encode(id));
-        database.begin().await?;
-        database.put_meta(&origin, "public_key", &public).await?;
-        database.put_meta(&origin, "log_id", &hex::encode(id)).await?;
-        database.put_meta(&origin, "created_at", &self.shared.clock.now().to_string()).await?;
-        database.new_head(&origin).await?;
-        database.commit().await?;
-        Ok((origin, Head { size: 0, frontier: Vec::new(), epoch: 1 }))
-    }
-
     /// Outcomes for the intents that no living task and no waiting group will finish.
     async fn recover(&mut self) -> Result<(), store::Error> {
         let Some(log) = &mut self.log else { return Ok(()) };
@@ -429,14 +430,18 @@ impl Writer {
             self.backlog.iter().flat_map(|job| &job.group.entries).filter_map(of_index).collect();
         let now = self.shared.clock.now();
         let mut jobs = Vec::new();
-        for index in log.database.pending().await? {
+        for index in log.database.pending(&log.origin).await? {
             if owned.contains(&index) || waiting.contains(&index) {
                 continue;
             }
             let Some(attempt) = log.database.entry(&log.origin, index).await? else { continue };
-            if let Some(group) = unfinished(&attempt, now, &self.shared.keys) {
-                jobs.push(group);
-            }
+            jobs.extend(unfinished(
+                &attempt,
+                now,
+                now,
+                &self.shared.keys,
+                "the gateway stopped before the outcome was recorded",
+            ));
         }
         jobs.into_iter().for_each(|group| self.must_write(group));
         Ok(())
@@ -525,16 +530,25 @@ impl Writer {
     /// log was in doubt and turns out to hold the batch.
     async fn attempt(&mut self, jobs: Vec<Job>) -> Result<(), (Vec<Job>, store::Error)> {
         let Some(log) = &mut self.log else { return Err((jobs, store::Error::Wait("no log".to_owned()))) };
+        // The lease is renewed later than this, by the database's clock.
+        let held_until = log.database.is_shared().then(|| Instant::now() + log.tenure.lease);
         if let Err(error) = log.database.begin().await {
             return Err((jobs, error));
         }
         let wall = self.shared.clock.now();
-        let (mut batch, anchor) = log.batch(wall, self.anchor);
+        let begun = log.batch(jobs.iter().map(|job| &job.group), wall, self.anchor).await;
+        let (mut batch, anchor) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                let _ = log.database.rollback().await;
+                return Err((jobs, error));
+            }
+        };
         let mut done: Vec<(Job, Written)> = Vec::new();
         let mut rest = jobs.into_iter();
         while let Some(mut job) = rest.next() {
             match log.place(&mut job.group, &mut batch, wall).await {
-                Ok(Some(written)) => done.push((job, written)),
+                Ok(Some(written)) => done.push((job, Written { held_until, ..written })),
                 Ok(None) => drop(job.reply.send(Err(NotWritten::Lost))),
                 Err(error) => {
                     let _ = log.database.rollback().await;
@@ -564,6 +578,7 @@ impl Writer {
         }
         if let Some(log) = &mut self.log {
             (log.frontier, log.last_at) = (batch.frontier, batch.last_at);
+            self.known = Some(log.frontier.clone());
         }
         self.anchor = anchor;
         self.shared.metrics.entries.inc_by(batch.rows.len() as u64);
@@ -582,13 +597,6 @@ fn lock(path: &std::path::Path) -> Result<File, store::Error> {
     }
 }
 
-async fn last_time(database: &mut Database, origin: &str, size: u64) -> Result<Time, store::Error> {
-    let Some(last) = size.checked_sub(1) else { return Ok(Time(0)) };
-    let entry = database.entry(origin, last).await?;
-    let at = entry.and_then(|entry| json::own::<Value>(&entry.envelope).ok()?["at"].as_i64());
-    at.map(Time).ok_or_else(|| store::Error::Fatal(format!("entry {last} of the log cannot be read")))
-}
-
 fn of_index(entry: &Unsealed) -> Option<u64> {
     match &entry.of {
         Some(of) if entry.kind == "outcome" => Some(of.index),
@@ -596,8 +604,14 @@ fn of_index(entry: &Unsealed) -> Option<u64> {
     }
 }
 
-/// The outcome of an intent whose task is gone: nobody saw its end.
-fn unfinished(attempt: &store::StoredEntry, now: Time, keys: &keys::Keys) -> Option<Group> {
+/// The outcome of an intent whose task is gone: nobody saw its end, and from `since` on it can be late.
+fn unfinished(
+    attempt: &store::StoredEntry,
+    since: Time,
+    now: Time,
+    keys: &keys::Keys,
+    reason: &str,
+) -> Option<Group> {
     let envelope: Value = json::own(&attempt.envelope).ok()?;
     let of = EntryRef { origin: attempt.origin.clone(), index: attempt.index };
     let text = |name: &str| envelope[name].as_str().map(str::to_owned);
@@ -612,40 +626,10 @@ fn unfinished(attempt: &store::StoredEntry, now: Time, keys: &keys::Keys) -> Opt
         policy: text("policy"),
     };
     let mut outcome = Outcome::seen(OutcomeResult::Unknown, None, now, Duration::ZERO);
-    outcome.evidence = Some(json!({"reason": "the gateway stopped before the outcome was recorded"}));
+    outcome.evidence = Some(json!({"reason": reason}));
     let mut group = Group::of(entry::outcome(&of, &intended, &outcome, now, keys));
     if let (Some(key), Some(_)) = (text("target"), seq) {
-        group.ops.push(TargetOp::Hold { key, held_by: of.clone(), intent: of, since: now });
+        group.ops.push(TargetOp::Hold { key, held_by: of.clone(), intent: of, since });
     }
     Some(group)
-}
-
-/// Derives the projection anew from the log.
-pub(super) async fn rebuild(database: &mut Database) -> Result<(), store::Error> {
-    database.begin().await?;
-    database.clear_projection(PROJECTION_VERSION).await?;
-    let mut next = 0;
-    loop {
-        let entries = database.entries_from(next).await?;
-        let Some(last) = entries.last() else { break };
-        next = last.row + 1;
-        for entry in &entries {
-            let envelope: Value = json::own(&entry.envelope).unwrap_or(Value::Null);
-            let payload: Value = json::own(entry.body.as_deref().unwrap_or(b"{}")).unwrap_or(Value::Null);
-            let facts = super::query::Facts {
-                row: entry.row,
-                index: entry.index,
-                kind: &entry.kind,
-                at: envelope["at"].as_i64().unwrap_or(0),
-                of: entry.of.as_ref(),
-                change: envelope["change"].as_str().map(str::to_owned),
-                target: envelope["target"].as_str(),
-                operation: envelope["operation"].as_str(),
-                seq: envelope["seq"].as_u64(),
-                result: envelope["result"].as_str(),
-            };
-            project(database, &facts, &payload).await?;
-        }
-    }
-    database.commit().await
 }

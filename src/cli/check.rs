@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::operation::{CatalogueEntry, Class, State};
 use crate::pipeline::UngovernedWrites;
-use crate::store::{self, Reader};
+use crate::store::Reader;
 use crate::upstream::Upstream;
 use crate::{policy, view};
 
@@ -168,11 +168,10 @@ async fn outside(config: &Config) -> Vec<String> {
 
 /// A store that is not there yet will be made; one that is there has to be ours and readable.
 async fn open_store(config: &Config) -> Result<(), String> {
-    let path = store::path_of(&config.store_url).map_err(|error| error.to_string())?;
-    if !path.exists() {
+    if config.store.is_missing() {
         return Ok(());
     }
-    let reader = Reader::open(&path).await.map_err(|error| format!("store.url: {error}"))?;
+    let reader = Reader::open(&config.store).await.map_err(|error| format!("store.url: {error}"))?;
     reader.close().await;
     Ok(())
 }

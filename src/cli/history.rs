@@ -120,7 +120,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let listing = Listing::parse(&args.pairs(), Clock::System.now(), MAX_LIMIT)
         .map_err(|message| Failure { code: MISCONFIGURED, message })?;
     let unable = |message| Failure { code: UNABLE, message };
-    let reader = Reader::open(&config.store_url).await.map_err(unable)?;
+    let reader = Reader::open(&config.store).await.map_err(unable)?;
     if args.format == Format::Csv {
         print(&format!("{}\r\n", view::CSV_HEADER))?;
     }

@@ -107,7 +107,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         (false, _) => None,
         (true, Some(_)) => Some(app::offline(config).await?),
         (true, None) => {
-            return Err(unable(format!("--settle: there is no store to settle in at {}", config.store_url)));
+            return Err(unable(format!("--settle: there is no store to settle in at {}", config.store)));
         }
     };
     let total = identities.len();
@@ -162,11 +162,11 @@ struct Scan<'a> {
 
 /// What is on record, where a store is at hand.
 async fn record(config: &Config) -> Option<(Reader, Keys)> {
-    if !crate::store::path_of(&config.store_url).is_ok_and(|path| path.exists()) {
+    if config.store.is_missing() {
         return None;
     }
     let keys = Keys::open(&config.data, true).map_err(|error| error.to_string());
-    match (Reader::open(&config.store_url).await, keys) {
+    match (Reader::open(&config.store).await, keys) {
         (Ok(reader), Ok(keys)) => Some((reader, keys)),
         (Err(why), _) | (_, Err(why)) => {
             complain(&format!("drift is not looked for: {why}"));

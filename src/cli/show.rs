@@ -38,7 +38,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let unable = |message| Failure { code: UNABLE, message };
-    let reader = Reader::open(&config.store_url).await.map_err(unable)?;
+    let reader = Reader::open(&config.store).await.map_err(unable)?;
     let Some(change) = reader.find(&args.id).await.map_err(unable)? else {
         return Err(Failure { code: WRONG, message: no_change(&args.id) });
     };

@@ -109,8 +109,8 @@ async fn list(config: &Config) -> Result<Vec<Value>, Failure> {
     let tokens = match ask(&config.data, Method::GET, "/v1/tokens", None).await? {
         Some(mut answer) => answer["tokens"].take(),
         None => {
-            let path = store::path_of(&config.store_url).map_err(|error| unable(error.to_string()))?;
-            let reader = store::Reader::open(&path).await.map_err(|error| unable(error.to_string()))?;
+            let reader =
+                store::Reader::open(&config.store).await.map_err(|error| unable(error.to_string()))?;
             let rows = reader.tokens().await.map_err(|error| unable(error.to_string()))?;
             json!(access::listed(rows))
         }

@@ -3,6 +3,8 @@
 //! Values that do not go together, limits that mean nothing, files that are not what they should be. All of it is found
 //! at once, each with its key; nothing is connected to and nothing is made.
 
+use std::time::Duration;
+
 use super::Config;
 use super::layers::Layers;
 use crate::metrics::Metrics;
@@ -10,8 +12,10 @@ use crate::server::Tls;
 use crate::units::Size;
 use crate::upstream::client_address::TrustedProxies;
 use crate::upstream::{self, Upstream};
-use crate::{access, audit, log};
+use crate::{access, audit, log, store};
 
+/// With less a slow moment of the database looks like the end of a gateway.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// With less the protocol layer cannot read.
 const SMALLEST_HEAD: Size = Size(8 << 10);
 
@@ -33,19 +37,14 @@ impl Config {
                 format!("is `{}`; write one of {}", self.log_level, log::LEVELS.join(", ")),
             );
         }
-        let (scheme, path) = self.store_url.split_once(':').unwrap_or(("", ""));
-        match scheme {
-            "sqlite" if path.starts_with(":memory:") => {
-                layers.wrong("store.url", "is in memory; the log has to outlive the process, name a file");
-            }
-            "sqlite" if !path.trim_start_matches('/').is_empty() => {}
-            "postgres" | "postgresql" => {
-                layers.wrong(
-                    "store.url",
-                    "PostgreSQL is not built yet; write `sqlite:` and the path of a file",
-                );
-            }
-            _ => layers.wrong("store.url", "names no known store; write `sqlite:` and the path of a file"),
+        if self.store.path().is_some() && self.store_settings != store::Settings::default() {
+            layers.wrong(
+                "store",
+                "password_file and prepared_statements are PostgreSQL's; this store is a file",
+            );
+        }
+        if self.audit.lease.0 < SHORTEST_LEASE {
+            layers.wrong("audit.lease", "is less than 1s; a gateway would be taken for gone while it works");
         }
         for (key, span) in [("policies.reload", self.policies_reload), ("tls.reload", self.tls.reload)] {
             if span.0.is_zero() {

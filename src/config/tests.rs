@@ -66,7 +66,7 @@ fn a_flag_beats_a_variable_beats_the_file_beats_the_default() {
     let config = given.config();
     assert_eq!((config.listen.port(), config.admin_listen.port()), (3, 2));
     assert_eq!(config.data, Path::new("from-file"));
-    assert_eq!(config.store_url, "sqlite:from-file/patchwarden.db");
+    assert_eq!(config.store.to_string(), "from-file/patchwarden.db");
     assert_eq!((config.limits.in_flight, config.mode), (1024, Mode::Enforce));
 
     let origin = |key: &str| {
@@ -158,7 +158,7 @@ fn unknown_variables_are_warnings_and_those_of_kubernetes_are_not_even_that() {
 #[test]
 fn every_value_that_is_wrong_is_named_with_its_place() {
     let given = Given::file(
-        "mode = \"loose\"\n[limits]\nbody = 3\nforward = \"0s\"\n[client_address]\ntrusted_proxies = [\"x\"]\n[store]\nurl = \"postgres://u:p@h/d\"\n[log]\nlevel = \"loud\"",
+        "mode = \"loose\"\n[limits]\nbody = 3\nforward = \"0s\"\n[client_address]\ntrusted_proxies = [\"x\"]\n[store]\nurl = \"mysql://u:p@h/d\"\n[log]\nlevel = \"loud\"",
     )
     .variable("PATCHWARDEN_ADMIN_LISTEN", "0.0.0.0:7081")
     .flag("listen", "7080");
@@ -169,7 +169,7 @@ fn every_value_that_is_wrong_is_named_with_its_place() {
             ("file", "limits.body", "write one like \"64KiB\""),
             ("file", "limits.forward", "zero"),
             ("file", "client_address.trusted_proxies", "10.0.0.0/8"),
-            ("file", "store.url", "PostgreSQL is not built yet"),
+            ("file", "store.url", "postgres://USER@HOST/DATABASE"),
             ("file", "log.level", "debug"),
             ("PATCHWARDEN_ADMIN_LISTEN", "admin_listen", "admin.plaintext = true"),
             ("--listen", "listen", "write one like \"127.0.0.1:7080\""),

@@ -16,17 +16,20 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions as _, Connection as _, QueryBuilder, Row as _};
 
-use super::{ChangeRow, ChangeUpdate, EntryRow, Error, Head, StoredEntry, TargetRow, TokenRow};
+use super::{Beside, ChangeRow, ChangeUpdate, EntryRow, Error, Head, StoredEntry, TargetRow, TokenRow};
 
-pub use reader::Reader;
+pub(super) use reader::Reader;
 
 /// `application_id` of our files: "PWLG".
 const APPLICATION: i64 = 0x5057_4C47;
 /// The newest schema this binary knows.
-const SCHEMA: i64 = 3;
+const SCHEMA: i64 = 4;
 /// Longer waits for a lock count as a log that cannot be written.
 const BUSY: Duration = Duration::from_millis(250);
 const FRAME: u64 = 4096 + 24;
+const ENTRY: &str = "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body, p.salt \
+                     FROM entries e LEFT JOIN payloads p ON p.row = e.row ";
+const TOKENS: &str = "SELECT name, role, hash, created_at, revoked_at FROM admin_tokens ORDER BY name";
 
 /// The writer's connection.
 pub struct Database {
@@ -179,11 +182,11 @@ impl Database {
         let _ = self.connection.close().await;
     }
 
-    /// A constant of a log.
-    pub async fn meta(&mut self, key: &str) -> Result<Option<(String, String)>, Error> {
-        let row = sqlx::query("SELECT origin, value FROM log_meta WHERE key = ? LIMIT 1").bind(key);
-        let row = row.fetch_optional(&mut self.connection).await.map_err(|error| inside(&error))?;
-        row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose().map_err(|error| inside(&error))
+    /// A constant of every log that has it.
+    pub async fn meta(&mut self, key: &str) -> Result<Vec<(String, String)>, Error> {
+        let rows =
+            sqlx::query_as("SELECT origin, value FROM log_meta WHERE key = ? ORDER BY origin").bind(key);
+        rows.fetch_all(&mut self.connection).await.map_err(|error| inside(&error))
     }
 
     /// Writes a constant of a log, once.
@@ -230,8 +233,8 @@ impl Database {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Appends entries and their payloads; returns the row of the first.
-    pub async fn append(&mut self, origin: &str, entries: &[EntryRow]) -> Result<i64, Error> {
+    /// Appends entries and their payloads; returns their rows.
+    pub async fn append(&mut self, origin: &str, entries: &[EntryRow]) -> Result<Vec<i64>, Error> {
         let next: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(row), 0) + 1 FROM entries")
             .fetch_one(&mut self.connection)
             .await
@@ -247,7 +250,11 @@ impl Database {
             );
             insert.push_values(chunk, |mut values, (row, entry)| {
                 let of = entry.of.as_ref();
-                values.push_bind(*row).push_bind(origin).push_bind(signed(entry.index)).push_bind(entry.kind);
+                values
+                    .push_bind(*row)
+                    .push_bind(origin)
+                    .push_bind(signed(entry.index))
+                    .push_bind(&*entry.kind);
                 values.push_bind(of.map(|of| of.0.as_str())).push_bind(of.map(|of| signed(of.1)));
                 values.push_bind(&entry.envelope[..]);
             });
@@ -259,7 +266,7 @@ impl Database {
             insert.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
             rest = later;
         }
-        Ok(next)
+        Ok(numbered.into_iter().map(|(row, _)| row).collect())
     }
 
     /// One entry with its payload.
@@ -267,96 +274,61 @@ impl Database {
         entry_at(&mut self.connection, origin, index).await
     }
 
-    /// Takes a free target (or one held by `over`) for an intent, if its turn is still `turn`; its new `seq`.
-    pub async fn open_target(
-        &mut self,
-        key: &str,
-        turn: u64,
-        intent: (&str, u64),
-        over: Option<(&str, u64)>,
-        now: i64,
-    ) -> Result<Option<u64>, Error> {
-        let new = sqlx::query("INSERT INTO targets (key, seq, turn) VALUES (?, 0, 0) ON CONFLICT DO NOTHING")
-            .bind(key);
-        new.execute(&mut self.connection).await.map_err(|error| inside(&error))?;
-        let open = sqlx::query_scalar::<_, i64>(
-            "UPDATE targets SET seq = seq + 1, turn = turn + 1, open_origin = ?, open_idx = ?, open_since = ?, open_unknown = 0 \
-             WHERE key = ? AND turn = ? AND (open_idx IS NULL OR (open_unknown = 1 AND open_origin = ? AND open_idx = ?)) \
-             RETURNING seq",
-        )
-        .bind(intent.0)
-        .bind(signed(intent.1))
-        .bind(now)
-        .bind(key)
-        .bind(signed(turn))
-        .bind(over.map(|over| over.0))
-        .bind(over.map(|over| signed(over.1)));
-        let seq = open.fetch_optional(&mut self.connection).await.map_err(|error| inside(&error))?;
-        Ok(seq.map(unsigned))
+    /// Whether an intent has its outcome.
+    pub async fn has_outcome(&mut self, of: (&str, u64)) -> Result<bool, Error> {
+        let found = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM entries WHERE of_origin = ? AND of_idx = ? AND kind = 'outcome' \
+             AND kind IN ('outcome', 'settlement'))",
+        );
+        let found = found.bind(of.0).bind(signed(of.1)).fetch_one(&mut self.connection).await;
+        found.map_err(|error| inside(&error))
     }
 
-    /// Frees a target held by `intent`; moves its turn. `turn`: only if it is still this one. `false`: it was not.
-    pub async fn free_target(
-        &mut self,
-        key: &str,
-        intent: (&str, u64),
-        turn: Option<u64>,
-    ) -> Result<bool, Error> {
-        let free = sqlx::query(
-            "UPDATE targets SET turn = turn + 1, open_origin = NULL, open_idx = NULL, open_since = NULL, open_unknown = 0 \
-             WHERE key = ? AND open_origin = ? AND open_idx = ? AND turn = COALESCE(?, turn)",
-        )
-        .bind(key)
-        .bind(intent.0)
-        .bind(signed(intent.1))
-        .bind(turn.map(signed));
-        let done = free.execute(&mut self.connection).await.map_err(|error| inside(&error))?;
-        Ok(done.rows_affected() == 1)
+    /// The rows of these targets; the transaction keeps everybody else out.
+    pub async fn targets(&mut self, keys: &[String]) -> Result<Vec<TargetRow>, Error> {
+        let mut rows = Vec::with_capacity(keys.len());
+        for key in keys {
+            rows.push(target(&mut self.connection, key).await?);
+        }
+        Ok(rows)
     }
 
-    /// Keeps a target held, by an intent whose end is unknown; moves its turn.
-    pub async fn hold_target(
-        &mut self,
-        key: &str,
-        held_by: (&str, u64),
-        intent: (&str, u64),
-        since: i64,
-    ) -> Result<(), Error> {
-        let hold = sqlx::query(
-            "UPDATE targets SET turn = turn + 1, open_origin = ?, open_idx = ?, open_since = ?, open_unknown = 1 \
-             WHERE key = ? AND open_origin = ? AND open_idx = ?",
-        )
-        .bind(intent.0)
-        .bind(signed(intent.1))
-        .bind(since)
-        .bind(key)
-        .bind(held_by.0)
-        .bind(signed(held_by.1));
-        hold.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+    /// Writes rows back.
+    pub async fn put_targets(&mut self, rows: &[TargetRow]) -> Result<(), Error> {
+        for row in rows {
+            let put = sqlx::query(
+                "INSERT OR REPLACE INTO targets (key, seq, turn, open_origin, open_idx, open_since, open_unknown, revision) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind(&row.key)
+            .bind(signed(row.seq))
+            .bind(signed(row.turn))
+            .bind(row.open.as_ref().map(|open| open.0.as_str()))
+            .bind(row.open.as_ref().map(|open| signed(open.1)))
+            .bind(row.open.as_ref().map(|_| row.open_since))
+            .bind(row.open_unknown)
+            .bind(&row.revision);
+            put.execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+        }
+        Ok(())
     }
 
-    /// Notes the newest revision known of a target, if its turn is still `turn` (or whatever it is).
-    pub async fn note_revision(&mut self, key: &str, revision: &str, turn: Option<u64>) -> Result<(), Error> {
-        let note = sqlx::query(
-            "INSERT INTO targets (key, seq, turn, revision) VALUES (?, 0, 0, ?) \
-             ON CONFLICT (key) DO UPDATE SET revision = excluded.revision WHERE turn = COALESCE(?, turn)",
-        )
-        .bind(key)
-        .bind(revision)
-        .bind(turn.map(signed));
-        note.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+    /// Adds rows to the projection and lays outcomes and settlements over those of their attempts.
+    pub async fn project(&mut self, rows: &[ChangeRow], updates: &[ChangeUpdate]) -> Result<(), Error> {
+        for row in rows {
+            self.project_row(row).await?;
+        }
+        for update in updates {
+            self.project_update(update).await?;
+        }
+        Ok(())
     }
 
-    /// A target's row, as this connection sees it.
-    pub async fn target(&mut self, key: &str) -> Result<TargetRow, Error> {
-        target(&mut self.connection, key).await
-    }
-
-    /// Adds a row to the projection.
-    pub async fn project(&mut self, change: &ChangeRow) -> Result<(), Error> {
+    async fn project_row(&mut self, change: &ChangeRow) -> Result<(), Error> {
         let put = sqlx::query(
             "INSERT INTO changes (row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, \
-             rules, pointers, search, outcome_row, settlement_row) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             rules, pointers, search, outcome_row, settlement_row, origin) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(change.row)
         .bind(&change.kind)
@@ -376,12 +348,12 @@ impl Database {
         .bind(&change.pointers)
         .bind(&change.search)
         .bind(change.outcome_row)
-        .bind(change.settlement_row);
+        .bind(change.settlement_row)
+        .bind(&change.origin);
         put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
-    /// Lays an outcome or a settlement over the row of its attempt.
-    pub async fn project_update(&mut self, update: &ChangeUpdate) -> Result<(), Error> {
+    async fn project_update(&mut self, update: &ChangeUpdate) -> Result<(), Error> {
         let Some(row) = self.row_of(&update.of).await? else { return Ok(()) };
         let put = sqlx::query(
             "UPDATE changes SET outcome = COALESCE(?, outcome), outcome_row = COALESCE(?, outcome_row), \
@@ -405,12 +377,13 @@ impl Database {
         row.fetch_optional(&mut self.connection).await.map_err(|error| inside(&error))
     }
 
-    /// Numbers of the attempts whose outcome is still pending.
-    pub async fn pending(&mut self) -> Result<Vec<u64>, Error> {
-        let rows =
-            sqlx::query_scalar::<_, i64>("SELECT idx FROM changes WHERE outcome = 'pending' ORDER BY row");
-        let rows = rows.fetch_all(&mut self.connection).await.map_err(|error| inside(&error))?;
-        Ok(rows.into_iter().map(unsigned).collect())
+    /// Numbers of the attempts of a log whose outcome is still pending.
+    pub async fn pending(&mut self, origin: &str) -> Result<Vec<u64>, Error> {
+        let rows = sqlx::query_scalar::<_, i64>(
+            "SELECT idx FROM changes WHERE outcome = 'pending' AND origin = ? ORDER BY row",
+        );
+        let rows = rows.bind(origin).fetch_all(&mut self.connection).await;
+        Ok(rows.map_err(|error| inside(&error))?.into_iter().map(unsigned).collect())
     }
 
     /// The projection's version.
@@ -428,15 +401,46 @@ impl Database {
 
     /// Entries from a row on, at most 1 000.
     pub async fn entries_from(&mut self, row: i64) -> Result<Vec<StoredEntry>, Error> {
-        let rows = sqlx::query(concat!(
-            "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body FROM entries e ",
-            "LEFT JOIN payloads p ON p.row = e.row WHERE e.row >= ? ORDER BY e.row LIMIT 1000"
-        ))
-        .bind(row)
-        .fetch_all(&mut self.connection)
-        .await
-        .map_err(|error| inside(&error))?;
+        let text = format!("{ENTRY} WHERE e.row >= ? ORDER BY e.row LIMIT 1000");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+            .bind(row)
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(|error| inside(&error))?;
         rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// The constants of a log.
+    pub async fn constants(&mut self, origin: &str) -> Result<Vec<(String, String)>, Error> {
+        let rows =
+            sqlx::query_as("SELECT key, CAST(value AS TEXT) FROM log_meta WHERE origin = ? ORDER BY key");
+        rows.bind(origin).fetch_all(&mut self.connection).await.map_err(|error| inside(&error))
+    }
+
+    /// Entries of a log from a number on, at most 1 000.
+    pub async fn entries_of(&mut self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
+        let text = format!("{ENTRY} WHERE e.origin = ? AND e.idx >= ? ORDER BY e.idx LIMIT 1000");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(from));
+        let rows = rows.fetch_all(&mut self.connection).await.map_err(|error| inside(&error))?;
+        rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// Everything that is not a log.
+    pub async fn beside(&mut self) -> Result<Beside, Error> {
+        let connection = &mut self.connection;
+        let read = async {
+            let keys: Vec<String> = sqlx::query_scalar("SELECT key FROM targets ORDER BY key")
+                .fetch_all(&mut *connection)
+                .await?;
+            let bundles =
+                sqlx::query_as("SELECT digest, text FROM bundles").fetch_all(&mut *connection).await?;
+            let tokens = sqlx::query(TOKENS).fetch_all(&mut *connection).await?;
+            let tokens = tokens.iter().map(token).collect::<Result<_, _>>()?;
+            Ok((keys, bundles, tokens))
+        };
+        let (keys, bundles, tokens): (Vec<String>, _, _) =
+            read.await.map_err(|error: sqlx::Error| inside(&error))?;
+        Ok(Beside { targets: self.targets(&keys).await?, bundles, tokens })
     }
 
     /// Keeps the text of a bundle under its digest, once.
@@ -551,10 +555,11 @@ async fn target(connection: &mut SqliteConnection, key: &str) -> Result<TargetRo
         "SELECT seq, turn, open_origin, open_idx, open_since, open_unknown, revision FROM targets WHERE key = ?",
     );
     let row = row.bind(key).fetch_optional(connection).await.map_err(|error| inside(&error))?;
-    let Some(row) = row else { return Ok(TargetRow::default()) };
+    let Some(row) = row else { return Ok(TargetRow { key: key.to_owned(), ..TargetRow::default() }) };
     let read = || {
         let open: (Option<String>, Option<i64>) = (row.try_get(2)?, row.try_get(3)?);
         Ok::<_, sqlx::Error>(TargetRow {
+            key: key.to_owned(),
             seq: unsigned(row.try_get(0)?),
             turn: unsigned(row.try_get(1)?),
             open: open.0.zip(open.1.map(unsigned)),
@@ -571,10 +576,7 @@ async fn entry_at(
     origin: &str,
     index: u64,
 ) -> Result<Option<StoredEntry>, Error> {
-    let query = sqlx::query(concat!(
-        "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body FROM entries e ",
-        "LEFT JOIN payloads p ON p.row = e.row WHERE e.origin = ? AND e.idx = ?"
-    ));
+    let query = sqlx::query(sqlx::AssertSqlSafe(format!("{ENTRY} WHERE e.origin = ? AND e.idx = ?")));
     let row = query.bind(origin).bind(signed(index)).fetch_optional(connection).await;
     row.and_then(|row| row.as_ref().map(stored).transpose()).map_err(|error| inside(&error))
 }
@@ -589,6 +591,17 @@ fn stored(row: &SqliteRow) -> Result<StoredEntry, sqlx::Error> {
         of: of.0.zip(of.1.map(unsigned)),
         envelope: row.try_get(6)?,
         body: row.try_get(7)?,
+        salt: row.try_get(8)?,
+    })
+}
+
+fn token(row: &SqliteRow) -> Result<TokenRow, sqlx::Error> {
+    Ok(TokenRow {
+        name: row.try_get(0)?,
+        role: row.try_get(1)?,
+        hash: row.try_get(2)?,
+        created_at: row.try_get(3)?,
+        revoked_at: row.try_get(4)?,
     })
 }
 

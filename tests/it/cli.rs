@@ -93,9 +93,9 @@ fn a_data_folder_that_cannot_be_made_is_named() {
 }
 
 #[test]
-fn what_is_not_built_or_not_safe_is_refused() {
-    let said = run("", &["check", "--upstream", "http://a", "--store", "postgres://u:secret@h/d"], &[]);
-    check(&said, 2, &["--store: store.url: PostgreSQL is not built yet"]);
+fn what_cannot_be_read_or_is_not_safe_is_refused() {
+    let said = run("", &["check", "--upstream", "http://a", "--store", "postgres://u:secret@h:port/d"], &[]);
+    check(&said, 2, &["--store: store.url: cannot be read", "postgres://USER@HOST:PORT/DATABASE"]);
     assert!(!said.err.contains("secret"), "{}", said.err);
     let said = run("", &["check", "--upstream", "http://a", "--admin-listen", "0.0.0.0:7081"], &[]);
     check(&said, 2, &["admin_listen", "admin.plaintext = true", "admin.cert_file"]);

@@ -9,6 +9,7 @@ mod corpus;
 mod coverage;
 mod deploy;
 mod doors;
+mod fleets;
 mod floods;
 mod http2;
 mod laws;

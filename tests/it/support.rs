@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod gateway;
+pub(crate) mod postgres;
 pub(crate) mod upstream;
 
 /// An identity the scripted upstream knows, without configuration.

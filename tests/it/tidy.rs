@@ -16,6 +16,7 @@ const LONG: &[(&str, &str)] = &[
     ("src/audit/writer.rs", "one writer, one state: a batch, its three results and the way back"),
     ("src/server.rs", "one way from an accepted socket to a served request"),
     ("src/standin.rs", "the stand-in is one file on purpose: nothing of it may leak into the gateway"),
+    ("src/store/postgres.rs", "every statement of the dialect in one place"),
     ("src/store/sqlite.rs", "every statement of the dialect in one place"),
     ("src/upstream.rs", "the one client to the guarded API"),
 ];

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use crate::clock::Time;
 use crate::id::fill_random;
-use crate::json;
-use crate::store::{self, Database, EntryRow, Head};
+use crate::store::{self, ChangeRow, ChangeUpdate, Database, EntryRow, Head, Tenure};
 
 use super::super::entry::{self, Unsealed};
-use super::super::query::{Facts, project};
+use super::super::query::{Facts, Projected, project};
 use super::super::tree::Frontier;
+use super::targets::{Placed, Targets};
 use super::{Group, TargetOp, Written};
 
 /// A wall clock that moved further than this from the monotonic one gets an entry.
@@ -25,7 +25,7 @@ pub(super) struct Log {
     pub database: Database,
     pub origin: String,
     pub frontier: Frontier,
-    pub epoch: i64,
+    pub tenure: Tenure,
     pub last_at: Time,
 }
 
@@ -34,17 +34,24 @@ pub(super) struct Batch {
     pub rows: Vec<EntryRow>,
     pub frontier: Frontier,
     pub last_at: Time,
+    targets: Targets,
     projected: Vec<(usize, Value, Unsealed, Time)>,
 }
 
 impl Log {
-    /// Starts a batch; a wall clock that stepped since `anchor` gets its entry first. The new anchor counts once the batch
-    /// is committed.
-    pub(super) fn batch(&mut self, wall: Time, anchor: (Time, Instant)) -> (Batch, (Time, Instant)) {
+    /// Starts a batch and locks the targets of `groups`; a wall clock that stepped since `anchor` gets its entry first. The
+    /// new anchor counts once the batch is committed.
+    pub(super) async fn batch<'a>(
+        &mut self,
+        groups: impl Iterator<Item = &'a Group>,
+        wall: Time,
+        anchor: (Time, Instant),
+    ) -> Result<(Batch, (Time, Instant)), store::Error> {
         let mut batch = Batch {
             rows: Vec::new(),
             frontier: self.frontier.clone(),
             last_at: self.last_at,
+            targets: Targets::lock(&mut self.database, groups, wall).await?,
             projected: Vec::new(),
         };
         let expected = Time(anchor.0.0 + i64::try_from(anchor.1.elapsed().as_micros()).unwrap_or(0));
@@ -53,7 +60,7 @@ impl Log {
             let payload = json!({"v": 1, "at": wall, "expected": expected, "step_us": step});
             self.seal(entry::lifecycle("clock", payload), &mut batch, wall);
         }
-        (batch, (wall, Instant::now()))
+        Ok((batch, (wall, Instant::now())))
     }
 
     /// Takes a group's locks and seals its entries. `None`: a lock was lost.
@@ -63,49 +70,50 @@ impl Log {
         batch: &mut Batch,
         wall: Time,
     ) -> Result<Option<Written>, store::Error> {
+        self.leave_out_finished(group, batch).await?;
         let last = batch.frontier.size() + group.entries.len().max(1) as u64 - 1;
-        let mut taken = None;
+        let Placed::Kept(seq) = batch.targets.place(group, (&self.origin, last), wall) else {
+            return Ok(None);
+        };
         for op in &group.ops {
             let database = &mut self.database;
             let kept = match op {
-                TargetOp::Open { key, turn, over } => {
-                    let over = over.as_ref().map(|over| (over.origin.as_str(), over.index));
-                    taken = database.open_target(key, *turn, (&self.origin, last), over, wall.0).await?;
-                    taken.is_some()
-                }
-                TargetOp::Free { key, intent, turn } => {
-                    let freed = database.free_target(key, (&intent.origin, intent.index), *turn).await?;
-                    freed || turn.is_none()
-                }
-                TargetOp::Hold { key, held_by, intent, since } => {
-                    let (held_by, intent) =
-                        ((&*held_by.origin, held_by.index), (&*intent.origin, intent.index));
-                    database.hold_target(key, held_by, intent, since.0).await.map(|()| true)?
-                }
-                TargetOp::Revision { key, revision: Some(revision), turn } => {
-                    database.note_revision(key, revision, *turn).await.map(|()| true)?
-                }
-                TargetOp::Revision { key, revision: None, turn } => {
-                    if let Some(last) = database.target(key).await?.revision {
-                        database.note_revision(key, &gone(&last), *turn).await?;
-                    }
-                    true
-                }
                 TargetOp::KeepBundle { digest, text } => {
                     database.keep_bundle(digest, text).await.map(|()| true)?
                 }
                 TargetOp::CreateToken(token) => database.create_token(token).await?,
                 TargetOp::RevokeToken(name, at) => database.revoke_token(name, *at).await?,
+                _ => true,
             };
             if !kept {
                 return Ok(None);
             }
         }
         for entry in group.entries.clone() {
-            let seq = if entry.kind == "attempt" { taken } else { entry.seq };
+            let seq = if entry.kind == "attempt" { seq } else { entry.seq };
             self.seal(Unsealed { seq, ..entry }, batch, wall);
         }
-        Ok(Some(Written { origin: self.origin.clone(), last, seq: taken }))
+        Ok(Some(Written { origin: self.origin.clone(), last, seq, held_until: None }))
+    }
+
+    /// An intent whose gateway was taken for gone has got its outcome from another one; a second is left out.
+    async fn leave_out_finished(&mut self, group: &mut Group, batch: &Batch) -> Result<(), store::Error> {
+        if !self.database.is_shared() {
+            return Ok(());
+        }
+        let outcome = |entry: &&Unsealed| entry.kind == "outcome";
+        let Some(of) = group.entries.iter().find(outcome).and_then(|outcome| outcome.of.clone()) else {
+            return Ok(());
+        };
+        let key = group.ops.iter().find_map(|op| match op {
+            TargetOp::Free { key, .. } | TargetOp::Hold { key, .. } => Some(key.as_str()),
+            _ => None,
+        });
+        let in_flight = key.is_some_and(|key| batch.targets.is_in_flight(key, &of));
+        if !in_flight && self.database.has_outcome((&of.origin, of.index)).await? {
+            (group.entries, group.ops) = (Vec::new(), Vec::new());
+        }
+        Ok(())
     }
 
     pub(super) fn seal(&self, entry: Unsealed, batch: &mut Batch, wall: Time) {
@@ -118,17 +126,20 @@ impl Log {
         batch.frontier.append(&envelope);
         batch.last_at = at;
         let of = entry.of.clone().map(|of| (of.origin, of.index));
-        batch.rows.push(EntryRow { index, kind: entry.kind, of: of.clone(), envelope, salt, body });
+        batch.rows.push(EntryRow { index, kind: entry.kind.into(), of: of.clone(), envelope, salt, body });
         batch.projected.push((batch.rows.len() - 1, entry.payload.clone(), entry, at));
     }
 
     pub(super) async fn write(&mut self, batch: &Batch) -> Result<(), store::Error> {
+        batch.targets.write(&mut self.database).await?;
         if !batch.rows.is_empty() {
-            let first = self.database.append(&self.origin, &batch.rows).await?;
-            for (row, (place, payload, entry, at)) in (first..).zip(&batch.projected) {
+            let rows = self.database.append(&self.origin, &batch.rows).await?;
+            let (mut changes, mut updates): (Vec<ChangeRow>, Vec<ChangeUpdate>) = Default::default();
+            for (row, (place, payload, entry, at)) in rows.into_iter().zip(&batch.projected) {
                 let stored = &batch.rows[*place];
                 let facts = Facts {
                     row,
+                    origin: &self.origin,
                     index: stored.index,
                     kind: entry.kind,
                     at: at.0,
@@ -139,23 +150,20 @@ impl Log {
                     seq: entry.seq,
                     result: entry.result,
                 };
-                project(&mut self.database, &facts, payload).await?;
+                match project(&facts, payload) {
+                    Some(Projected::Row(row)) => changes.push(*row),
+                    Some(Projected::Update(update)) => updates.push(*update),
+                    None => {}
+                }
             }
-            let head =
-                Head { size: batch.frontier.size(), frontier: batch.frontier.bytes(), epoch: self.epoch };
-            if !self.database.advance(&self.origin, self.frontier.size(), &head).await? {
+            self.database.project(&changes, &updates).await?;
+            let (size, frontier) = (batch.frontier.size(), batch.frontier.bytes());
+            let head = Head { size, frontier, epoch: self.tenure.epoch };
+            let (from, lease) = (self.frontier.size(), self.tenure.lease);
+            if !self.database.advance(&self.origin, from, &head, lease).await? {
                 return Err(store::Error::Wait("somebody else appended to this log".to_owned()));
             }
         }
         self.database.commit().await
     }
-}
-
-/// A revision whose row has been removed since.
-fn gone(revision: &str) -> String {
-    let mut value: Value = json::own(revision.as_bytes()).unwrap_or(Value::Null);
-    if value.is_object() {
-        value["gone"] = json!(true);
-    }
-    value.to_string()
 }

@@ -43,7 +43,7 @@ pub(super) async fn stored(
     let unable = |message: String| Failure { code: UNABLE, message };
     let object = object(bundle, operation)?;
     let target = identity::target(&object, "--stored", id)?;
-    let reader = Reader::open(&config.store_url).await.map_err(unable)?;
+    let reader = Reader::open(&config.store).await.map_err(unable)?;
     let state = reader.last_state(&target.to_string()).await.map_err(unable)?;
     let state = state.filter(|state| !state.is_null()).ok_or_else(|| {
         wrong(format!(

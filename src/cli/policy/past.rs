@@ -31,7 +31,7 @@ impl Past {
     async fn read(id: &str, config: &Config) -> Result<Self, Failure> {
         let unable = |message| Failure { code: UNABLE, message };
         let wrong = |message: String| Failure { code: WRONG, message };
-        let reader = Reader::open(&config.store_url).await.map_err(unable)?;
+        let reader = Reader::open(&config.store).await.map_err(unable)?;
         let change = reader.find(id).await.map_err(unable)?;
         let change = change.ok_or_else(|| wrong(super::super::show::no_change(id)))?;
         let Some(digest) = change["policy_digest"].as_str() else {

@@ -90,7 +90,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let filter = listing.map_err(|message| Failure { code: MISCONFIGURED, message })?.filter;
     let bundle = app::load_bundle(config)?;
     let policies = bundle.policies().enforcing();
-    let reader = Reader::open(&config.store_url).await.map_err(unable)?;
+    let reader = Reader::open(&config.store).await.map_err(unable)?;
     let keys = Keys::ephemeral();
     let mut replayed = Replayed::default();
     let (started, mut progress) = (Instant::now(), Progress::new("attempts", None));

@@ -10,8 +10,11 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, QueryBuilder, Row as _};
 
-use super::super::{ChangeQuery, ChangeRow, Error, StoredEntry, TargetRow, TokenRow};
-use super::{entry_at, inside, inspect, opening, signed, stored, target, unsigned};
+use super::super::{ChangeQuery, ChangeRow, Error, Standing, StoredEntry, TokenRow};
+use super::{ENTRY, TOKENS, entry_at, inside, inspect, opening, signed, stored, target, token, unsigned};
+
+const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, \
+     warned, rules, pointers, search, outcome_row, settlement_row, origin FROM changes ";
 
 /// Read-only connections for queries.
 #[derive(Clone)]
@@ -43,9 +46,10 @@ impl Reader {
     }
 
     /// A target's row.
-    pub async fn target(&self, key: &str) -> Result<TargetRow, Error> {
+    pub async fn target(&self, key: &str) -> Result<Standing, Error> {
         let mut connection = self.0.acquire().await.map_err(|error| inside(&error))?;
-        target(&mut connection, key).await
+        let row = target(&mut connection, key).await?;
+        Ok(Standing { row, now: None, leased_until: None })
     }
 
     /// One entry with its payload.
@@ -56,21 +60,18 @@ impl Reader {
 
     /// The outcome or settlement of an intent.
     pub async fn entry_of(&self, of: (&str, u64), kind: &str) -> Result<Option<StoredEntry>, Error> {
-        let query = sqlx::query(concat!(
-            "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body FROM entries e ",
-            "LEFT JOIN payloads p ON p.row = e.row WHERE e.of_origin = ? AND e.of_idx = ? AND e.kind = ? ",
-            "AND e.kind IN ('outcome', 'settlement')"
-        ));
+        let text = format!(
+            "{ENTRY} WHERE e.of_origin = ? AND e.of_idx = ? AND e.kind = ? AND e.kind IN ('outcome', 'settlement')"
+        );
+        let query = sqlx::query(sqlx::AssertSqlSafe(text));
         let row = query.bind(of.0).bind(signed(of.1)).bind(kind).fetch_optional(&self.0).await;
         row.and_then(|row| row.as_ref().map(stored).transpose()).map_err(|error| inside(&error))
     }
 
     /// Entries by row.
     pub async fn entries(&self, rows: &[i64]) -> Result<Vec<StoredEntry>, Error> {
-        let mut query = QueryBuilder::new(
-            "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body FROM entries e \
-             LEFT JOIN payloads p ON p.row = e.row WHERE e.row IN (",
-        );
+        let mut query = QueryBuilder::new(ENTRY);
+        query.push("WHERE e.row IN (");
         let mut list = query.separated(", ");
         for row in rows {
             list.push_bind(*row);
@@ -91,18 +92,13 @@ impl Reader {
         query.build_query_as().fetch_all(&self.0).await.map_err(|error| inside(&error))
     }
 
-    /// At most `limit` rows of the projection, in time order, that follow `query.after`; filters apply to `candidates`
-    /// rows at most. The second result is the place to go on from, when the end was not reached.
-    pub async fn changes(
-        &self,
-        query: &ChangeQuery,
-        candidates: usize,
-    ) -> Result<(Vec<ChangeRow>, Option<(i64, String)>), Error> {
+    /// At most `candidates` rows of the projection, in time order, that follow `query.after`.
+    pub async fn changes(&self, query: &ChangeQuery, candidates: usize) -> Result<Vec<ChangeRow>, Error> {
         let mut text = QueryBuilder::new(
             "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, ",
         );
         text.push(if query.lean { "'', '', ''" } else { "rules, pointers, search" });
-        text.push(", outcome_row, settlement_row FROM changes WHERE kind = 'attempt'");
+        text.push(", outcome_row, settlement_row, origin FROM changes WHERE kind = 'attempt'");
         if let Some(target) = &query.target {
             text.push(" AND target = ").push_bind(target);
         }
@@ -123,34 +119,34 @@ impl Reader {
         });
         text.push_bind(i64::try_from(candidates).unwrap_or(i64::MAX));
         let rows = text.build().fetch_all(&self.0).await.map_err(|error| inside(&error))?;
-        let rows: Vec<_> =
-            rows.iter().map(change).collect::<Result<_, _>>().map_err(|error| inside(&error))?;
-        let more = rows.len() == candidates;
-        let place = rows.last().filter(|_| more).map(|last| (last.at, last.id.clone()));
-        Ok((rows, place))
+        rows.iter().map(change).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
-    /// One row of the projection by id; or by number; or the newest attempt.
-    pub async fn change(&self, id: Option<&str>, index: Option<u64>) -> Result<Option<ChangeRow>, Error> {
-        const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, \
-             warned, rules, pointers, search, outcome_row, settlement_row FROM changes ";
+    /// One row of the projection by id, or the newest attempt.
+    pub async fn change(&self, id: Option<&str>) -> Result<Option<ChangeRow>, Error> {
         let mut text = QueryBuilder::new(COLUMNS);
-        match (id, index) {
-            (Some(id), _) => text.push("WHERE id = ").push_bind(id),
-            (None, Some(index)) => {
-                let row: Option<i64> = sqlx::query_scalar(
-                    "SELECT row FROM entries WHERE origin = (SELECT origin FROM log_head LIMIT 1) AND idx = ?",
-                )
-                .bind(signed(index))
-                .fetch_optional(&self.0)
-                .await
-                .map_err(|error| inside(&error))?;
-                text.push("WHERE row = ").push_bind(row)
-            }
-            (None, None) => text.push("WHERE kind = 'attempt' ORDER BY at DESC, id DESC LIMIT 1"),
+        match id {
+            Some(id) => text.push("WHERE id = ").push_bind(id),
+            None => text.push("WHERE kind = 'attempt' ORDER BY at DESC, id DESC LIMIT 1"),
         };
         let row = text.build().fetch_optional(&self.0).await;
         row.and_then(|row| row.as_ref().map(change).transpose()).map_err(|error| inside(&error))
+    }
+
+    /// The rows of the projection with that number, one a log.
+    pub async fn numbered(&self, index: u64) -> Result<Vec<ChangeRow>, Error> {
+        let places = sqlx::query_scalar::<_, i64>(
+            "SELECT row FROM entries WHERE origin IN (SELECT origin FROM log_head) AND idx = ?",
+        );
+        let places = places.bind(signed(index)).fetch_all(&self.0).await.map_err(|error| inside(&error))?;
+        let mut found = Vec::new();
+        for place in places {
+            let mut text = QueryBuilder::new(COLUMNS);
+            text.push("WHERE row = ").push_bind(place);
+            let row = text.build().fetch_optional(&self.0).await.map_err(|error| inside(&error))?;
+            found.extend(row.as_ref().map(change).transpose().map_err(|error| inside(&error))?);
+        }
+        Ok(found)
     }
 
     /// The text of a bundle that was in force.
@@ -161,19 +157,8 @@ impl Reader {
 
     /// All admin tokens, by name.
     pub async fn tokens(&self) -> Result<Vec<TokenRow>, Error> {
-        let rows =
-            sqlx::query("SELECT name, role, hash, created_at, revoked_at FROM admin_tokens ORDER BY name");
-        let rows = rows.fetch_all(&self.0).await.map_err(|error| inside(&error))?;
-        let read = |row: &SqliteRow| {
-            Ok::<_, sqlx::Error>(TokenRow {
-                name: row.try_get(0)?,
-                role: row.try_get(1)?,
-                hash: row.try_get(2)?,
-                created_at: row.try_get(3)?,
-                revoked_at: row.try_get(4)?,
-            })
-        };
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(|error| inside(&error))
+        let rows = sqlx::query(TOKENS).fetch_all(&self.0).await.map_err(|error| inside(&error))?;
+        rows.iter().map(token).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
     /// Closes the connections.
@@ -203,5 +188,6 @@ fn change(row: &SqliteRow) -> Result<ChangeRow, sqlx::Error> {
         search: row.try_get(16)?,
         outcome_row: row.try_get(17)?,
         settlement_row: row.try_get(18)?,
+        origin: row.try_get(19)?,
     })
 }

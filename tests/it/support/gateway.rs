@@ -16,8 +16,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::client::{self, Answer};
-use super::machine_token;
 use super::upstream::Upstream;
+use super::{machine_token, postgres};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     args: Vec<String>,
     env: Vec<(String, String)>,
     folder: Option<PathBuf>,
+    /// Where the whole suite is run over PostgreSQL: this gateway's database.
+    store: Option<String>,
 }
 
 impl Setup {
@@ -72,12 +74,13 @@ impl Setup {
     }
 
     /// Starts it without waiting for anything: it has no addresses until [`Gateway::wait_until_listening`].
-    pub(crate) fn spawn(self) -> Gateway {
+    pub(crate) fn spawn(mut self) -> Gateway {
         let temporary = self.folder.is_none().then(|| TempDir::new().expect("a temporary folder"));
         let folder = match (&self.folder, &temporary) {
             (Some(folder), _) => folder.clone(),
             (None, temporary) => temporary.as_ref().expect("one of the two").path().to_owned(),
         };
+        self.store = self.other_store(&folder);
         fs::write(folder.join("patchwarden.toml"), &self.config).expect("writes the config");
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut gateway = Gateway {
@@ -93,6 +96,21 @@ impl Setup {
         };
         gateway.launch();
         gateway
+    }
+}
+
+impl Setup {
+    /// With `PATCHWARDEN_TEST_STORE=postgres` every gateway that names no store has a database of its own.
+    fn other_store(&self, folder: &Path) -> Option<String> {
+        let wanted = std::env::var("PATCHWARDEN_TEST_STORE").is_ok_and(|store| store == "postgres");
+        if !wanted || self.config.contains("[store]") || self.args.iter().any(|arg| arg == "--store") {
+            return None;
+        }
+        let note = folder.join("store-url");
+        let url = fs::read_to_string(&note)
+            .unwrap_or_else(|_| postgres::shared().url(postgres::GATEWAY, &postgres::fresh_store()));
+        fs::write(&note, &url).expect("writes");
+        Some(url)
     }
 }
 
@@ -127,6 +145,7 @@ impl Gateway {
             args: Vec::new(),
             env: Vec::new(),
             folder: None,
+            store: None,
         }
     }
 
@@ -148,6 +167,7 @@ impl Gateway {
             .arg(self.folder.join("patchwarden.toml"))
             .args(["--upstream", &self.setup.upstream])
             .args(&self.setup.args)
+            .envs(self.setup.store.iter().map(|url| ("PATCHWARDEN_STORE", url)))
             .envs(self.setup.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -285,6 +305,7 @@ impl Gateway {
     pub(crate) fn cli(&self, args: &[&str]) -> Output {
         let mut command = program();
         command.args(args).arg("--data").arg(self.data()).current_dir(&self.folder).stdin(Stdio::null());
+        command.envs(self.setup.store.iter().map(|url| ("PATCHWARDEN_STORE", url)));
         command.output().expect("the binary runs")
     }
 

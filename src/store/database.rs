@@ -1,0 +1,245 @@
+//! The writer's connection, in one of the two dialects.
+//!
+//! What only one of them has work to do for (a WAL, a lease, a lock per row) is answered here for the other.
+
+use super::{
+    Abandoned, Beside, ChangeRow, ChangeUpdate, Claim, EntryRow, Error, Head, Location, StoredEntry,
+    TargetRow, Tenure, TokenRow, postgres, sqlite,
+};
+
+/// The writer's connection.
+pub enum Database {
+    /// To a file.
+    Sqlite(sqlite::Database),
+    /// To a server.
+    Postgres(Box<postgres::Database>),
+}
+
+macro_rules! either {
+    ($self:ident, $database:ident => $call:expr) => {
+        match $self {
+            Self::Sqlite($database) => $call,
+            Self::Postgres($database) => $call,
+        }
+    };
+}
+
+impl Database {
+    /// Opens a store. An SQLite file is migrated as needed, and made only if `may_create`; a PostgreSQL database has been
+    /// migrated by its owner.
+    pub async fn open(location: &Location, may_create: bool) -> Result<Self, Error> {
+        Ok(match location {
+            Location::Sqlite(path) => Self::Sqlite(sqlite::Database::open(path, may_create).await?),
+            Location::Postgres(server) => Self::Postgres(Box::new(postgres::Database::open(server).await?)),
+        })
+    }
+
+    /// Whether other gateways write to it too.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
+    /// Starts a transaction.
+    pub async fn begin(&mut self) -> Result<(), Error> {
+        either!(self, database => database.begin().await)
+    }
+
+    /// Ends it. Any error leaves it in doubt.
+    pub async fn commit(&mut self) -> Result<(), Error> {
+        either!(self, database => database.commit().await)
+    }
+
+    /// Takes it back.
+    pub async fn rollback(&mut self) -> Result<(), Error> {
+        either!(self, database => database.rollback().await)
+    }
+
+    /// Bytes of the WAL in use, where keeping it small is the writer's work.
+    pub fn wal_bytes(&self) -> u64 {
+        match self {
+            Self::Sqlite(database) => database.wal_bytes(),
+            Self::Postgres(_) => 0,
+        }
+    }
+
+    /// Whether the WAL has grown enough to be copied back.
+    pub fn wants_checkpoint(&self) -> bool {
+        match self {
+            Self::Sqlite(database) => database.wants_checkpoint(),
+            Self::Postgres(_) => false,
+        }
+    }
+
+    /// Copies the WAL back.
+    pub async fn checkpoint(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(database) => database.checkpoint().await,
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// After this no earlier transaction of this writer can appear any more. In PostgreSQL that is what
+    /// [`Database::take`] waits for.
+    pub async fn settle(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(database) => database.settle_wal().await,
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// Closes the connection.
+    pub async fn close(self) {
+        either!(self, database => database.close().await);
+    }
+
+    /// A constant of every log that has it, with the log's origin.
+    pub async fn meta(&mut self, key: &str) -> Result<Vec<(String, String)>, Error> {
+        either!(self, database => database.meta(key).await)
+    }
+
+    /// Writes a constant of a log, once.
+    pub async fn put_meta(&mut self, origin: &str, key: &str, value: &str) -> Result<(), Error> {
+        either!(self, database => database.put_meta(origin, key, value).await)
+    }
+
+    /// The end of a log.
+    pub async fn head(&mut self, origin: &str) -> Result<Option<Head>, Error> {
+        either!(self, database => database.head(origin).await)
+    }
+
+    /// Makes the end of a new log.
+    pub async fn new_head(&mut self, origin: &str) -> Result<(), Error> {
+        either!(self, database => database.new_head(origin).await)
+    }
+
+    /// Makes this process the one that appends to a log: again, when `mine` is still its epoch, or in the place of one
+    /// that is dead or whose lease has ended. Waits for a transaction of either that is still under way.
+    pub async fn take(&mut self, origin: &str, mine: Option<i64>, claim: &Claim) -> Result<Tenure, Error> {
+        match self {
+            // The lock file has settled who writes.
+            Self::Sqlite(database) => {
+                let head = database.head(origin).await?;
+                Ok(Tenure { epoch: head.map_or(1, |head| head.epoch), lease: claim.lease })
+            }
+            Self::Postgres(database) => database.take(origin, mine, claim).await,
+        }
+    }
+
+    /// Lengthens a lease; a length of zero ends it. `false`: somebody else has taken the log over.
+    pub async fn renew(&mut self, origin: &str, tenure: Tenure) -> Result<bool, Error> {
+        match self {
+            Self::Sqlite(_) => Ok(true),
+            Self::Postgres(database) => database.renew(origin, tenure).await,
+        }
+    }
+
+    /// Moves the end of a log and renews the lease. `false`: somebody else appended.
+    pub async fn advance(
+        &mut self,
+        origin: &str,
+        from: u64,
+        to: &Head,
+        lease: std::time::Duration,
+    ) -> Result<bool, Error> {
+        match self {
+            Self::Sqlite(database) => database.advance(origin, from, to).await,
+            Self::Postgres(database) => database.advance(origin, from, to, lease).await,
+        }
+    }
+
+    /// Appends entries and their payloads; returns their rows.
+    pub async fn append(&mut self, origin: &str, entries: &[EntryRow]) -> Result<Vec<i64>, Error> {
+        either!(self, database => database.append(origin, entries).await)
+    }
+
+    /// One entry with its payload.
+    pub async fn entry(&mut self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
+        either!(self, database => database.entry(origin, index).await)
+    }
+
+    /// Whether an intent has its outcome.
+    pub async fn has_outcome(&mut self, of: (&str, u64)) -> Result<bool, Error> {
+        either!(self, database => database.has_outcome(of).await)
+    }
+
+    /// The rows of these targets, each of them locked until the transaction ends, and the store's clock where it has one.
+    /// A target without a row gets one.
+    pub async fn lock_targets(&mut self, keys: &[String]) -> Result<(Vec<TargetRow>, Option<i64>), Error> {
+        match self {
+            Self::Sqlite(database) => Ok((database.targets(keys).await?, None)),
+            Self::Postgres(database) => database.lock_targets(keys).await,
+        }
+    }
+
+    /// Writes rows back.
+    pub async fn put_targets(&mut self, rows: &[TargetRow]) -> Result<(), Error> {
+        either!(self, database => database.put_targets(rows).await)
+    }
+
+    /// Adds rows to the projection and lays outcomes and settlements over those of their attempts.
+    pub async fn project(&mut self, rows: &[ChangeRow], updates: &[ChangeUpdate]) -> Result<(), Error> {
+        either!(self, database => database.project(rows, updates).await)
+    }
+
+    /// Numbers of the attempts of a log whose outcome is still pending.
+    pub async fn pending(&mut self, origin: &str) -> Result<Vec<u64>, Error> {
+        either!(self, database => database.pending(origin).await)
+    }
+
+    /// Pending attempts of other logs, whose lease ended longer ago than `late`.
+    pub async fn abandoned(
+        &mut self,
+        origin: &str,
+        late: std::time::Duration,
+    ) -> Result<Vec<Abandoned>, Error> {
+        match self {
+            Self::Sqlite(_) => Ok(Vec::new()),
+            Self::Postgres(database) => database.abandoned(origin, late).await,
+        }
+    }
+
+    /// The projection's version.
+    pub async fn projection_version(&mut self) -> Result<i64, Error> {
+        either!(self, database => database.projection_version().await)
+    }
+
+    /// Empties the projection and notes the version it will be rebuilt in. Whoever else writes waits.
+    pub async fn clear_projection(&mut self, version: i64) -> Result<(), Error> {
+        either!(self, database => database.clear_projection(version).await)
+    }
+
+    /// Entries from a row on, at most 1 000.
+    pub async fn entries_from(&mut self, row: i64) -> Result<Vec<StoredEntry>, Error> {
+        either!(self, database => database.entries_from(row).await)
+    }
+
+    /// The constants of a log.
+    pub async fn constants(&mut self, origin: &str) -> Result<Vec<(String, String)>, Error> {
+        either!(self, database => database.constants(origin).await)
+    }
+
+    /// Entries of a log from a number on, at most 1 000.
+    pub async fn entries_of(&mut self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
+        either!(self, database => database.entries_of(origin, from).await)
+    }
+
+    /// Everything that is not a log.
+    pub async fn beside(&mut self) -> Result<Beside, Error> {
+        either!(self, database => database.beside().await)
+    }
+
+    /// Keeps the text of a bundle under its digest, once.
+    pub async fn keep_bundle(&mut self, digest: &str, text: &[u8]) -> Result<(), Error> {
+        either!(self, database => database.keep_bundle(digest, text).await)
+    }
+
+    /// Adds an admin token; `false` when the name is taken.
+    pub async fn create_token(&mut self, token: &TokenRow) -> Result<bool, Error> {
+        either!(self, database => database.create_token(token).await)
+    }
+
+    /// Revokes a token; `false` when there is none of that name in use.
+    pub async fn revoke_token(&mut self, name: &str, at: i64) -> Result<bool, Error> {
+        either!(self, database => database.revoke_token(name, at).await)
+    }
+}

@@ -1,0 +1,96 @@
+//! Queries beside whoever writes, in one of the two dialects.
+//!
+//! Each call is one read of its own, so that none holds back whoever writes.
+
+use super::{ChangeQuery, ChangeRow, Error, Location, Standing, StoredEntry, TokenRow, postgres, sqlite};
+
+/// Read-only connections for queries.
+#[derive(Clone)]
+pub enum Reader {
+    /// To a file.
+    Sqlite(sqlite::Reader),
+    /// To a server.
+    Postgres(postgres::Reader),
+}
+
+macro_rules! either {
+    ($self:ident, $reader:ident => $call:expr) => {
+        match $self {
+            Self::Sqlite($reader) => $call,
+            Self::Postgres($reader) => $call,
+        }
+    };
+}
+
+impl Reader {
+    /// Opens a store that exists, beside whoever writes it.
+    pub async fn open(location: &Location) -> Result<Self, Error> {
+        Ok(match location {
+            Location::Sqlite(path) => Self::Sqlite(sqlite::Reader::open(path).await?),
+            Location::Postgres(server) => Self::Postgres(postgres::Reader::open(server).await?),
+        })
+    }
+
+    /// A target's row, and whether who holds it is alive.
+    pub async fn target(&self, key: &str) -> Result<Standing, Error> {
+        either!(self, reader => reader.target(key).await)
+    }
+
+    /// One entry with its payload.
+    pub async fn entry(&self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
+        either!(self, reader => reader.entry(origin, index).await)
+    }
+
+    /// The outcome or settlement of an intent.
+    pub async fn entry_of(&self, of: (&str, u64), kind: &str) -> Result<Option<StoredEntry>, Error> {
+        either!(self, reader => reader.entry_of(of, kind).await)
+    }
+
+    /// Entries by row.
+    pub async fn entries(&self, rows: &[i64]) -> Result<Vec<StoredEntry>, Error> {
+        either!(self, reader => reader.entries(rows).await)
+    }
+
+    /// Payloads by row; what retention removed is not there.
+    pub async fn payloads(&self, rows: &[i64]) -> Result<Vec<(i64, Vec<u8>)>, Error> {
+        either!(self, reader => reader.payloads(rows).await)
+    }
+
+    /// At most `limit` rows of the projection, in time order, that follow `query.after`; filters apply to `candidates`
+    /// rows at most. The second result is the place to go on from, when the end was not reached.
+    pub async fn changes(
+        &self,
+        query: &ChangeQuery,
+        candidates: usize,
+    ) -> Result<(Vec<ChangeRow>, Option<(i64, String)>), Error> {
+        let rows = either!(self, reader => reader.changes(query, candidates).await)?;
+        let more = rows.len() == candidates;
+        let place = rows.last().filter(|_| more).map(|last| (last.at, last.id.clone()));
+        Ok((rows, place))
+    }
+
+    /// One row of the projection by id, or the newest attempt.
+    pub async fn change(&self, id: Option<&str>) -> Result<Option<ChangeRow>, Error> {
+        either!(self, reader => reader.change(id).await)
+    }
+
+    /// The rows of the projection with that number, one a log.
+    pub async fn numbered(&self, index: u64) -> Result<Vec<ChangeRow>, Error> {
+        either!(self, reader => reader.numbered(index).await)
+    }
+
+    /// The text of a bundle that was in force.
+    pub async fn bundle(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
+        either!(self, reader => reader.bundle(digest).await)
+    }
+
+    /// All admin tokens, by name.
+    pub async fn tokens(&self) -> Result<Vec<TokenRow>, Error> {
+        either!(self, reader => reader.tokens().await)
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        either!(self, reader => reader.close().await);
+    }
+}
