@@ -384,7 +384,7 @@ async fn after_kills_under_load_the_log_has_everything_the_upstream_and_the_clie
 }
 
 /// An answer, or nothing when the gateway died over it.
-async fn patient_send(addr: std::net::SocketAddr, raw: Vec<u8>) -> Option<Answer> {
+pub(crate) async fn patient_send(addr: std::net::SocketAddr, raw: Vec<u8>) -> Option<Answer> {
     let mut connection = Connection::try_open(addr).await.ok()?;
     connection.send(raw).await.ok()?;
     connection.read_answer().await.ok()
