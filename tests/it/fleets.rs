@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::outage::patient_send;
 use crate::support::client::raw_request;
 use crate::support::gateway::{Gateway, Setup, change_of, program};
-use crate::support::postgres::{self, GATEWAY, OWNER, Pooler, Server};
+use crate::support::postgres::{self, GATEWAY, OWNER, Pooler, Proxy, Server, When};
 use crate::support::upstream::Upstream;
 use crate::support::{IDENTITY, eventually, good_attach, good_patch, jwt_auth_path, machine_token};
 
@@ -332,4 +332,299 @@ async fn kills_and_pauses_of_any_gateway_never_change_the_order_of_writes() {
     }
     println!("{} writes, {} answered, {settled} settled", writes.len(), confirmed.len());
     assert!(confirmed.len() > 100 && settled > 0, "{} answered, {settled} settled", confirmed.len());
+}
+
+/// A server of its own with a store, and a gateway that reaches it through a proxy.
+struct Behind {
+    upstream: Upstream,
+    server: Server,
+    proxy: Proxy,
+    gateway: Gateway,
+}
+
+impl Behind {
+    async fn start() -> Self {
+        let server = Server::start();
+        server.sql("postgres", "CREATE DATABASE patchwarden");
+        server.make_store("patchwarden");
+        Self::before(server).await
+    }
+
+    async fn before(server: Server) -> Self {
+        let upstream = Upstream::start();
+        upstream.attach(IDENTITY, &good_attach());
+        let proxy = Proxy::before(server.port());
+        // So long a lease is renewed by commits of changes only, so that these can be counted.
+        let gateway = Gateway::before(&upstream.url())
+            .config("[audit]\nlease = \"10m\"\n[upstream]\nlate_write_limit = \"2s\"")
+            .args(&["--store", &proxy.url(GATEWAY, "patchwarden")]);
+        let gateway = gateway.start().await;
+        assert_eq!(lower_ttl(&gateway, 3500).await.status, 200);
+        Self { upstream, server, proxy, gateway }
+    }
+
+    fn changes(&self) -> Vec<Value> {
+        one_history(&self.gateway, &self.server.url(GATEWAY, "patchwarden"))
+    }
+
+    /// Governed requests are refused with that reason, everything else goes on; later they are taken again.
+    async fn is_out_and_back(&self, reason: &str, back: impl FnOnce()) {
+        let (upstream_saw, known) = (self.upstream.writes().len(), self.gateway.events("degraded").len());
+        let since = Instant::now();
+        let refused = loop {
+            let answer = lower_ttl(&self.gateway, 3000).await;
+            assert!(answer.status == 503, "{}", answer.text());
+            let said = self.gateway.events("degraded");
+            if said[known..].iter().any(|event| event["detail"].as_str().unwrap().contains(reason)) {
+                break answer.json();
+            }
+            assert!(since.elapsed() < Duration::from_secs(20), "never because of {reason}: {said:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        assert_eq!(refused["code"], "audit.unavailable");
+        assert_eq!(self.gateway.get("/api/status").await.status, 200);
+        assert_eq!(self.gateway.admin_get("/readyz", None).await.status, 200);
+        assert_eq!(self.upstream.writes().len(), upstream_saw, "nothing was forwarded");
+        back();
+        let since = Instant::now();
+        while lower_ttl(&self.gateway, 2900).await.status != 200 {
+            assert!(since.elapsed() < Duration::from_secs(20), "it never recovered");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Every intent has one outcome, and every log is gap-free.
+    fn is_whole(&self) {
+        let lonely = "SELECT COUNT(*) FROM changes WHERE outcome = 'pending'";
+        assert_eq!(self.server.sql("patchwarden", lonely), "0");
+        let gaps = "SELECT COUNT(*) FROM (SELECT origin, COUNT(*) AS n, MAX(idx) AS last FROM entries GROUP BY origin) e \
+                    JOIN log_head h USING (origin) WHERE e.n <> e.last + 1 OR h.size <> e.n";
+        assert_eq!(self.server.sql("patchwarden", gaps), "0");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_cut_in_the_middle_of_a_commit_loses_and_doubles_nothing() {
+    let behind = Behind::start().await;
+    // The commit of the intent is the next one, that of the outcome the one after.
+    for (nth, when, status) in [
+        (1, When::BeforeItArrives, 503),
+        (1, When::AfterItArrived, 200),
+        (2, When::BeforeItArrives, 200),
+        (2, When::AfterItArrived, 200),
+    ] {
+        let (writes, changes) = (behind.upstream.writes().len(), behind.changes().len());
+        behind.proxy.cut_at_commit(nth, when);
+        let answer = lower_ttl(&behind.gateway, 3000 - changes as u64).await;
+        assert!(behind.proxy.has_cut(), "{when:?}");
+        assert_eq!(answer.status, status, "{nth} {when:?}: {}", answer.text());
+        assert_eq!(behind.upstream.writes().len() - writes, usize::from(status == 200), "{nth} {when:?}");
+        eventually(|| behind.changes().iter().all(|change| change["outcome"] != "pending")).await;
+        if status == 200 {
+            let id = change_of(&answer);
+            let found = behind.changes().into_iter().find(|change| change["id"] == json!(id)).unwrap();
+            assert_eq!(found["outcome"], "applied", "{nth} {when:?}");
+        }
+        let since = Instant::now();
+        while lower_ttl(&behind.gateway, 3400).await.status != 200 {
+            assert!(since.elapsed() < Duration::from_secs(10), "{nth} {when:?}: it never recovered");
+        }
+        behind.is_whole();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_database_changes_are_refused_with_the_reason_and_taken_again_later() {
+    let behind = Behind::start().await;
+    let server = &behind.server;
+    let gone =
+        "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'patchwarden_gateway'";
+    server.stop();
+    behind.is_out_and_back("PostgreSQL", || server.begin()).await;
+
+    server.sql("postgres", &format!("ALTER ROLE {GATEWAY} CONNECTION LIMIT 0"));
+    server.sql("postgres", gone);
+    let back = || drop(server.sql("postgres", &format!("ALTER ROLE {GATEWAY} CONNECTION LIMIT -1")));
+    behind.is_out_and_back("too many connections", back).await;
+
+    // A statement that waits for somebody's lock is ended by the time limit the operator has set.
+    server.sql("postgres", &format!("ALTER ROLE {GATEWAY} SET statement_timeout = '500ms'"));
+    server.sql("postgres", gone);
+    let locked = "BEGIN; LOCK TABLE entries IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(5); COMMIT";
+    std::thread::scope(|scope| {
+        scope.spawn(|| server.sql("patchwarden", locked));
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(behind.is_out_and_back("statement timeout", || ()));
+        });
+    });
+    server.sql("postgres", &format!("ALTER ROLE {GATEWAY} RESET statement_timeout"));
+
+    behind.proxy.stall(true);
+    behind.is_out_and_back("did not answer within", || behind.proxy.stall(false)).await;
+    behind.is_whole();
+}
+
+/// What was answered with 200 is in the history, however often the database went.
+async fn answered(gateway: &Gateway, count: u64) -> Vec<String> {
+    let mut ids = Vec::new();
+    for number in 0..count {
+        let answer = lower_ttl(gateway, 3000 - number).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        ids.push(change_of(&answer));
+    }
+    ids
+}
+
+#[tokio::test]
+async fn a_synchronous_standby_that_is_promoted_has_all_that_was_acknowledged() {
+    let behind = Behind::start().await;
+    let standby = behind.server.standby(true);
+    let ids = answered(&behind.gateway, 20).await;
+    behind.server.stop();
+    assert_eq!(lower_ttl(&behind.gateway, 1000).await.status, 503);
+    standby.set("synchronous_standby_names", "");
+    standby.promote();
+    behind.proxy.lead_to(standby.port());
+    let since = Instant::now();
+    while lower_ttl(&behind.gateway, 1000).await.status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(20), "it never recovered");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let changes = one_history(&behind.gateway, &standby.url(GATEWAY, "patchwarden"));
+    for id in ids {
+        assert!(
+            changes.iter().any(|change| change["id"] == json!(id) && change["outcome"] == "applied"),
+            "{id}"
+        );
+    }
+    assert!(behind.gateway.events("succession").is_empty());
+    assert_eq!(changes[0]["log"]["attempt"]["origin"], changes[5]["log"]["attempt"]["origin"]);
+}
+
+#[tokio::test]
+async fn a_standby_that_lags_when_it_is_promoted_leads_to_a_succession_and_not_to_a_fork() {
+    let behind = Behind::start().await;
+    let standby = behind.server.standby(false);
+    let kept = answered(&behind.gateway, 5).await;
+    let caught_up = "SELECT COUNT(*) FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()";
+    eventually(|| behind.server.sql("postgres", caught_up) == "1").await;
+    standby.stop();
+    let lost = answered(&behind.gateway, 5).await;
+    behind.server.stop();
+    standby.begin();
+    standby.promote();
+    behind.proxy.lead_to(standby.port());
+    let since = Instant::now();
+    while lower_ttl(&behind.gateway, 1000).await.status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(20), "it never recovered");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let event = behind.gateway.events("succession");
+    assert_eq!(event.len(), 1, "{event:?}");
+    let changes = one_history(&behind.gateway, &standby.url(GATEWAY, "patchwarden"));
+    let has = |id: &String| changes.iter().any(|change| change["id"] == json!(id));
+    assert!(kept.iter().all(has) && !lost.iter().any(has));
+    let origin = |change: &Value| change["log"]["attempt"]["origin"].as_str().unwrap().to_owned();
+    let (old, new) = (origin(changes.last().unwrap()), origin(&changes[0]));
+    assert_ne!(old, new);
+    // The old log ends where the standby ended; the new one begins with what is missing.
+    let first = format!(
+        "SELECT convert_from(body, 'UTF8') FROM payloads JOIN entries USING (row) WHERE origin = '{new}' AND idx = 0"
+    );
+    let first: Value = serde_json::from_str(&standby.sql("patchwarden", &first)).unwrap();
+    assert_eq!(first["previous"], json!(old));
+    assert!(
+        first["known"]["size"].as_u64() >= first["found"]["size"].as_u64().map(|size| size + 10),
+        "{first}"
+    );
+    let size = standby.sql("patchwarden", &format!("SELECT size FROM log_head WHERE origin = '{old}'"));
+    assert_eq!(json!(size.parse::<u64>().unwrap()), first["found"]["size"]);
+    // It stays closed, also for a gateway that starts anew.
+    let mut gateway = behind.gateway;
+    gateway.restart().await;
+    assert_eq!(lower_ttl(&gateway, 900).await.status, 200);
+    let again = one_history(&gateway, &standby.url(GATEWAY, "patchwarden"));
+    assert_eq!(origin(&again[0]), new);
+    assert_eq!(
+        standby.sql("patchwarden", &format!("SELECT size FROM log_head WHERE origin = '{old}'")),
+        size
+    );
+}
+
+#[tokio::test]
+async fn a_gateway_that_wakes_up_after_its_lease_forwards_nothing() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let server = Server::start();
+    server.sql("postgres", "CREATE DATABASE patchwarden");
+    server.make_store("patchwarden");
+    let proxy = Proxy::before(server.port());
+    let url = server.url(GATEWAY, "patchwarden");
+    let slow =
+        on(&upstream, &proxy.url(GATEWAY, "patchwarden")).config("commit_wait = \"20s\"").start().await;
+    let quick = on(&upstream, &url).start().await;
+    assert_eq!(lower_ttl(&slow, 3500).await.status, 200);
+    let writes = upstream.writes().len();
+    // It learns of its commit only when its lease is over.
+    let count = "SELECT COUNT(*) FROM changes";
+    let before = server.sql("patchwarden", count);
+    let delayed = async {
+        // The lease has just been renewed, so the next commit is that of the intent.
+        let renewed = proxy.commits() + 1;
+        while proxy.commits() < renewed {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        proxy.cut_at_commit(1, When::Late(Duration::from_millis(4700)));
+        lower_ttl(&slow, 3400).await
+    };
+    let meanwhile = async {
+        eventually(|| server.sql("patchwarden", count) != before).await;
+        let refused = lower_ttl(&quick, 3300).await;
+        assert!(matches!(refused.status, 409 | 503 | 200), "{}", refused.text());
+        refused
+    };
+    let (late, refused) = tokio::join!(delayed, meanwhile);
+    assert_eq!(late.json()["code"], "upstream.unreachable", "{}", late.text());
+    let forwarded: Vec<u64> = upstream.writes()[writes..]
+        .iter()
+        .map(|write| write.json()["accessTokenTTL"].as_u64().unwrap())
+        .collect();
+    assert!(!forwarded.contains(&3400), "{forwarded:?} {} {}", late.text(), refused.text());
+    let since = Instant::now();
+    while lower_ttl(&quick, 3200).await.status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(15), "the target is never settled");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn two_processes_with_the_same_keys_never_write_one_log() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let url = postgres::shared().url(GATEWAY, &postgres::fresh_store());
+    let mut one = on(&upstream, &url).start().await;
+    assert_eq!(lower_ttl(&one, 3500).await.status, 200);
+    let folder = TempDir::new().unwrap();
+    let copied =
+        std::process::Command::new("cp").arg("-a").arg(one.data()).arg(folder.path()).status().unwrap();
+    assert!(copied.success());
+    // A copy from an earlier life of the first: who wrote then is not who writes now.
+    std::fs::write(folder.path().join("data/holder"), "somebody else").unwrap();
+    let mut two = on(&upstream, &url).folder(folder.path()).spawn();
+    two.wait_until_listening().await;
+    let refused = lower_ttl(&two, 3400).await;
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("audit.unavailable")));
+    let why = two.events("degraded")[0]["detail"].as_str().unwrap().to_owned();
+    assert!(why.contains("by another process with the same keys"), "{why}");
+    assert_eq!(lower_ttl(&one, 3300).await.status, 200);
+    // When the first is gone for good, the second takes its log over.
+    one.kill();
+    let since = Instant::now();
+    while lower_ttl(&two, 3200).await.status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(10), "it never takes over");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let changes = one_history(&two, &url);
+    let origin = |change: &Value| change["log"]["attempt"]["origin"].as_str().unwrap().to_owned();
+    assert_eq!(origin(&changes[0]), origin(changes.last().unwrap()));
 }

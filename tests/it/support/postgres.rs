@@ -338,6 +338,8 @@ pub(crate) enum When {
     BeforeItArrives,
     /// The server has answered it, but the client does not see the answer.
     AfterItArrived,
+    /// Nothing is cut; the client sees the answer so much later.
+    Late(Duration),
 }
 
 /// A TCP proxy before a server that can be told to misbehave; without TLS. Closes everything when dropped.
@@ -515,6 +517,10 @@ impl Wires {
                     let mut talk = wire.talk();
                     talk.withhold = Some(talk.asked);
                 }
+                Some(When::Late(by)) => {
+                    let mut talk = wire.talk();
+                    talk.delay = Some((talk.asked, by));
+                }
                 None => {}
             }
             // Query, Sync and FunctionCall each bring a ReadyForQuery.
@@ -544,6 +550,14 @@ impl Wires {
                 withheld
             };
             if !withheld {
+                let delay = {
+                    let mut talk = wire.talk();
+                    let answered = talk.answered;
+                    talk.delay.take_if(|(from, _)| answered > *from)
+                };
+                if let Some((_, by)) = delay {
+                    thread::sleep(by);
+                }
                 self.pass(wire, &wire.client, &answer)?;
             }
         }
@@ -583,6 +597,8 @@ struct Talk {
     answered: usize,
     /// After how many the answer begins that it is not to get.
     withhold: Option<usize>,
+    /// The same, for the answer that it gets late.
+    delay: Option<(usize, Duration)>,
 }
 
 impl Wire {
@@ -614,11 +630,12 @@ fn byte(from: &mut impl io::Read) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// Whether it is a simple query `COMMIT`, in capitals or not, with a semicolon or without.
+/// Whether it is a simple query that ends with a COMMIT after something else, as the log's writer sends it; a reader's is
+/// a COMMIT alone.
 fn is_commit(question: &[u8]) -> bool {
     let text = question.strip_prefix(b"Q").and_then(|rest| rest.get(4..)).unwrap_or_default();
     let text = text.strip_suffix(b"\0").unwrap_or(text).trim_ascii();
-    text.strip_suffix(b";").unwrap_or(text).trim_ascii_end().eq_ignore_ascii_case(b"COMMIT")
+    text.ends_with(b"; COMMIT")
 }
 
 fn url(port: u16, user: &str, database: &str) -> String {
