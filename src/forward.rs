@@ -41,7 +41,7 @@ pub async fn send(
     let target_id = intent.target().id();
     let body = intent.permit().body().cloned();
     let Ok(uri) = operation.object.path_of(&target_id).parse() else {
-        return Reply::unsent("the path of the object file is no path");
+        return Reply::unsent(Failure::NotSent("the path of the object file is no path".to_owned()));
     };
     let mut request = Request::new(body.clone().unwrap_or_default());
     *request.method_mut() = operation.method.clone();
@@ -61,13 +61,8 @@ pub async fn send(
 }
 
 impl Reply {
-    fn unsent(cause: &str) -> Self {
-        Self {
-            result: OutcomeResult::NotSent,
-            after: None,
-            answer: Err(Failure::NotSent(cause.to_owned())),
-            handler_ended: false,
-        }
+    fn unsent(failure: Failure) -> Self {
+        Self { result: OutcomeResult::NotSent, after: None, answer: Err(failure), handler_ended: false }
     }
 
     /// What each way a request can end proves of the write.
@@ -80,7 +75,7 @@ impl Reply {
         };
         let answer = match answer {
             Ok(answer) => answer,
-            Err(Failure::NotSent(cause)) => return Self::unsent(&cause),
+            Err(failure @ (Failure::NotSent(_) | Failure::TooLate)) => return Self::unsent(failure),
             Err(failure) => return unknown(Err(failure), false),
         };
         if answer.headers.contains_key(CONTENT_ENCODING) {

@@ -211,7 +211,7 @@ impl Passthrough {
     /// How the end of an exchange without an answer is put to the client.
     pub fn refusal(&self, failure: &Failure) -> Refusal {
         let refusal = match failure {
-            Failure::NotSent(_) => Refusal::new(
+            Failure::NotSent(_) | Failure::TooLate => Refusal::new(
                 Code::UpstreamUnreachable,
                 "The upstream could not be reached; the request was not sent and can be repeated",
             ),

@@ -849,6 +849,9 @@ fn unseen_end(code: Code) -> &'static str {
         Code::UpstreamUnreachable => {
             "The upstream could not be reached, so the change was not sent; it is safe to try again"
         }
+        Code::AuditUnavailable => {
+            "The gateway was held up for longer than its lease on the log (`audit.lease`), so the change was not sent; it is safe to try again"
+        }
         Code::UpstreamTimeout => {
             "The change was sent, but the upstream did not answer in time (`limits.forward`)"
         }
@@ -863,6 +866,7 @@ fn code_of(reply: &Reply) -> Option<Code> {
         Ok(_) if reply.is_broken() => Some(Code::UpstreamBroken),
         Ok(_) => None,
         Err(Failure::NotSent(_)) => Some(Code::UpstreamUnreachable),
+        Err(Failure::TooLate) => Some(Code::AuditUnavailable),
         Err(Failure::TimedOut) => Some(Code::UpstreamTimeout),
         Err(Failure::Cut(_) | Failure::TooLarge) => Some(Code::UpstreamBroken),
     }
@@ -874,7 +878,7 @@ fn watched_result(end: &Result<StatusCode, Failure>) -> OutcomeResult {
         Ok(200..=299) => OutcomeResult::Applied,
         Ok(400 | 401 | 403 | 404 | 409 | 422 | 429) => OutcomeResult::Rejected,
         Ok(_) => OutcomeResult::Unknown,
-        Err(Failure::NotSent(_)) => OutcomeResult::NotSent,
+        Err(Failure::NotSent(_) | Failure::TooLate) => OutcomeResult::NotSent,
         Err(Failure::TimedOut | Failure::Cut(_) | Failure::TooLarge) => OutcomeResult::Unknown,
     }
 }

@@ -193,6 +193,8 @@ pub struct Answer {
 pub enum Failure {
     /// No connection ever carried it: surely without effect. Says why.
     NotSent(String),
+    /// Its [`SendBefore`] was over: surely without effect.
+    TooLate,
     /// No complete answer in time; it may have had, or may still have, its effect.
     TimedOut,
     /// The exchange broke off; it may have had its effect. Says how.
@@ -205,6 +207,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotSent(why) => write!(f, "not sent: {why}"),
+            Self::TooLate => f.write_str(TOO_LATE),
             Self::TimedOut => f.write_str("no complete answer in time"),
             Self::Cut(how) => write!(f, "the exchange broke off: {how}"),
             Self::TooLarge => f.write_str("the answer is over the limit"),
@@ -289,7 +292,7 @@ impl Upstream {
         let before = request.extensions().get::<SendBefore>().copied();
         let read = async {
             if before.is_some_and(|SendBefore(at)| Instant::now() >= at) {
-                return Err(Failure::NotSent(TOO_LATE.to_owned()));
+                return Err(Failure::TooLate);
             }
             let mut again = if request.method() == Method::GET { READS_AGAIN } else { 0 };
             let response = loop {

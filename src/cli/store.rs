@@ -84,7 +84,10 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
 }
 
 fn failure(error: Error) -> Failure {
-    unable(error.to_string())
+    unable(match error {
+        Error::Url(what) => format!("the address {what}"),
+        other => other.to_string(),
+    })
 }
 
 fn unable(message: impl Into<String>) -> Failure {

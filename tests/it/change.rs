@@ -108,15 +108,11 @@ async fn a_denied_patch_never_reaches_the_upstream_and_says_everything_that_is_w
 async fn the_intent_is_in_the_database_before_the_upstream_sees_the_request() {
     let (upstream, gateway) = attached().await;
     let (seen, heard) = std::sync::mpsc::channel();
-    let data = gateway.data();
+    let history = std::sync::Mutex::new(gateway.command(&["history", "--format", "json"]));
     upstream.script(
         "PATCH",
         Act::hook(move |_| {
-            let output = crate::support::gateway::program()
-                .args(["history", "--format", "json", "--data"])
-                .arg(&data)
-                .output()
-                .unwrap();
+            let output = history.lock().unwrap().output().unwrap();
             seen.send(String::from_utf8_lossy(&output.stdout).into_owned()).unwrap();
         }),
     );

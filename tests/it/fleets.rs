@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::outage::patient_send;
+use crate::support::certificates::{Authority, Issued};
 use crate::support::client::raw_request;
 use crate::support::gateway::{Gateway, Setup, change_of, program};
 use crate::support::postgres::{self, GATEWAY, OWNER, Pooler, Proxy, Server, When};
@@ -330,7 +331,6 @@ async fn kills_and_pauses_of_any_gateway_never_change_the_order_of_writes() {
     for (value, id) in confirmed.iter() {
         assert_eq!(ids[value]["id"], json!(id), "what was answered is recorded");
     }
-    println!("{} writes, {} answered, {settled} settled", writes.len(), confirmed.len());
     assert!(confirmed.len() > 100 && settled > 0, "{} answered, {settled} settled", confirmed.len());
 }
 
@@ -584,7 +584,7 @@ async fn a_gateway_that_wakes_up_after_its_lease_forwards_nothing() {
         refused
     };
     let (late, refused) = tokio::join!(delayed, meanwhile);
-    assert_eq!(late.json()["code"], "upstream.unreachable", "{}", late.text());
+    assert_eq!(late.json()["code"], "audit.unavailable", "{}", late.text());
     let forwarded: Vec<u64> = upstream.writes()[writes..]
         .iter()
         .map(|write| write.json()["accessTokenTTL"].as_u64().unwrap())
@@ -627,4 +627,201 @@ async fn two_processes_with_the_same_keys_never_write_one_log() {
     let changes = one_history(&two, &url);
     let origin = |change: &Value| change["log"]["attempt"]["origin"].as_str().unwrap().to_owned();
     assert_eq!(origin(&changes[0]), origin(changes.last().unwrap()));
+}
+
+/// As when a disk is full: no file may grow over a size, and `entries` has that size.
+fn fill_up(server: &Server) {
+    server.limit_files("20971520");
+    server.sql("patchwarden", "ALTER TABLE entries DISABLE TRIGGER USER");
+    let filling = "DO $$ BEGIN LOOP INSERT INTO entries (origin, idx, kind, envelope) SELECT 'filler', n + \
+                   COALESCE((SELECT MAX(idx) FROM entries WHERE origin = 'filler'), 0), 'fold', decode(repeat('00', 900), 'hex') \
+                   FROM generate_series(1, 500) n; COMMIT; END LOOP; END $$";
+    let full = server.try_sql("postgres", "patchwarden", filling).expect_err("it is full");
+    assert!(full.contains("could not extend file"), "{full}");
+    server.sql("patchwarden", "ALTER TABLE entries ENABLE TRIGGER USER");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_can_write_no_more_stops_changes_and_nothing_else() {
+    let behind = Behind::start().await;
+    let server = &behind.server;
+    fill_up(server);
+    // From now on it serves the gateway with processes that cannot write either.
+    let gone =
+        "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'patchwarden_gateway'";
+    server.sql("postgres", gone);
+    let since = Instant::now();
+    while lower_ttl(&behind.gateway, 3000).await.status != 503 || behind.gateway.events("degraded").is_empty()
+    {
+        assert!(since.elapsed() < Duration::from_secs(20), "the last page is never full");
+    }
+    let back = || {
+        server.limit_files("unlimited");
+        server.sql("postgres", gone);
+    };
+    behind.is_out_and_back("could not extend file", back).await;
+    behind.is_whole();
+}
+
+/// A server that takes TLS with client certificates only, or a password.
+struct Strict {
+    server: Server,
+    folder: TempDir,
+    clients: Issued,
+}
+
+impl Strict {
+    fn start() -> Self {
+        let authority = Authority::new();
+        let (folder, clients) = (TempDir::new().unwrap(), authority.issue_client(GATEWAY));
+        let server = Server::start();
+        server.sql("postgres", "CREATE DATABASE patchwarden");
+        server.make_store("patchwarden");
+        let issued = authority.issue(&["localhost"]);
+        server.write_file("server.crt", &issued.cert_pem);
+        server.write_file("server.key", &issued.key_pem);
+        server.write_file("root.crt", &authority.pem);
+        for (name, value) in
+            [("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key"), ("ssl_ca_file", "root.crt")]
+        {
+            server.set(name, value);
+        }
+        server.set("ssl", "on");
+        server.sql("postgres", &format!("ALTER ROLE {GATEWAY} PASSWORD 'hunter2-hunter2'"));
+        std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
+        std::fs::write(folder.path().join("client.pem"), &clients.cert_pem).unwrap();
+        std::fs::write(folder.path().join("client.key"), &clients.key_pem).unwrap();
+        Self { server, folder, clients }
+    }
+
+    /// Who may log in how.
+    fn allow(&self, rule: &str) {
+        let rules = format!("local all all trust\nhostnossl all postgres 127.0.0.1/32 trust\n{rule}\n");
+        self.server.write_file("pg_hba.conf", &rules);
+        self.server.sql("postgres", "SELECT pg_reload_conf()");
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn url(&self, host: &str, query: &str) -> String {
+        format!("postgres://{GATEWAY}@{host}:{}/patchwarden?{query}", self.server.port())
+    }
+}
+
+#[tokio::test]
+async fn the_way_to_the_database_is_encrypted_and_both_ends_are_verified() {
+    let strict = Strict::start();
+    assert!(strict.clients.cert_pem.contains("CERTIFICATE"));
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    strict.allow(
+        "hostssl all patchwarden_gateway 127.0.0.1/32 cert\nhostssl all patchwarden_gateway ::1/128 cert",
+    );
+    let (ca, cert, key) = (strict.file("ca.pem"), strict.file("client.pem"), strict.file("client.key"));
+    let verified = format!("sslmode=verify-full&sslrootcert={ca}&sslcert={cert}&sslkey={key}");
+    let gateway = on(&upstream, &strict.url("localhost", &verified)).start().await;
+    assert_eq!(lower_ttl(&gateway, 3400).await.status, 200);
+    let encrypted = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'patchwarden_gateway'";
+    assert_eq!(strict.server.sql("postgres", encrypted), "t");
+    drop(gateway);
+    // A name the certificate does not hold, no client certificate, a root that did not sign: no log, and the reason said.
+    let other = Authority::new();
+    std::fs::write(strict.folder.path().join("other.pem"), other.pem).unwrap();
+    for (host, query) in [
+        ("127.0.0.1", verified.clone()),
+        ("localhost", format!("sslmode=verify-full&sslrootcert={ca}")),
+        (
+            "localhost",
+            format!(
+                "sslmode=verify-full&sslrootcert={}&sslcert={cert}&sslkey={key}",
+                strict.file("other.pem")
+            ),
+        ),
+        ("localhost", "sslmode=disable".to_owned()),
+    ] {
+        let gateway = on(&upstream, &strict.url(host, &query)).start().await;
+        assert_eq!(lower_ttl(&gateway, 3300).await.status, 503, "{host} {query}");
+        assert!(!gateway.events("degraded").is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_password_is_read_from_its_file_anew_and_shown_nowhere() {
+    let strict = Strict::start();
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    strict.allow("host all patchwarden_gateway 127.0.0.1/32 scram-sha-256");
+    let password = strict.file("password");
+    let url = strict.url("127.0.0.1", "sslmode=prefer");
+    std::fs::write(&password, "wrong-wrong\n").unwrap();
+    let config = format!("[store]\nurl = \"{url}\"\npassword_file = \"{password}\"\n[audit]\nlease = \"2s\"");
+    let gateway = Gateway::before(&upstream.url()).config(&config).start().await;
+    assert_eq!(lower_ttl(&gateway, 3400).await.status, 503);
+    std::fs::write(&password, "hunter2-hunter2\n").unwrap();
+    let since = Instant::now();
+    while lower_ttl(&gateway, 3300).await.status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(10), "it never logs in");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let printed = gateway.cli_ok(&["config"]) + &gateway.logs().join("\n");
+    assert!(!printed.contains("hunter2") && !printed.contains("wrong-wrong"), "{printed}");
+    // In the address it is hidden, and the two together are a contradiction.
+    let both = url.replace(&format!("{GATEWAY}@"), &format!("{GATEWAY}:hunter2-hunter2@"));
+    let shown = gateway.cli(&["config", "--store", &both]);
+    let text = String::from_utf8_lossy(&[shown.stdout, shown.stderr].concat()).into_owned();
+    assert!(
+        !text.contains("hunter2") && text.contains("holds a password, and store.password_file is another"),
+        "{text}"
+    );
+    let (code, text) = said(&["config", "--store", &both]);
+    assert!(code == Some(0) && !text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test]
+async fn a_history_moves_to_postgresql_byte_for_byte_and_goes_on_there() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let folder = TempDir::new().unwrap();
+    let mut gateway = Gateway::before(&upstream.url()).folder(folder.path()).start().await;
+    answered(&gateway, 12).await;
+    assert_eq!(gateway.delete(&jwt_auth_path(IDENTITY)).await.status, 200);
+    let token = gateway.admin_token("reader");
+    let from = format!("sqlite:{}", folder.path().join("data/patchwarden.db").display());
+    let database = postgres::fresh_store();
+    let to = postgres::shared().url(GATEWAY, &database);
+    let copy = ["store", "copy", "--from", &from, "--to", &to];
+    let (code, text) = said(&copy);
+    assert!(code == Some(3) && text.contains("being written by a gateway; stop it first"), "{text}");
+    gateway.terminate().await;
+    let local = |id: &str| gateway.cli_ok(&["show", id, "--format", "json"]);
+    let ids: Vec<String> = gateway.history(&[])["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| change["id"].as_str().unwrap().to_owned())
+        .collect();
+    let (code, text) = said(&copy);
+    assert!(code == Some(0) && text.contains("copied and verified on both sides"), "{text}");
+    let (code, text) = said(&copy);
+    assert!(code == Some(0) && text.contains("was there already"), "{text}");
+    for id in &ids {
+        assert_eq!(gateway.cli_ok(&["show", id, "--format", "json", "--store", &to]), local(id));
+    }
+    // The same keys go on with the same log, the same order and the same tokens.
+    let moved = on(&upstream, &to).folder(folder.path()).start().await;
+    upstream.attach(IDENTITY, &good_attach());
+    assert_eq!(lower_ttl(&moved, 1200).await.status, 200);
+    let changes = one_history(&moved, &to);
+    assert_eq!(changes.len(), 14);
+    assert_eq!(changes[0]["target"]["seq"], 14);
+    assert_eq!(changes[0]["log"]["attempt"]["origin"], changes[13]["log"]["attempt"]["origin"]);
+    assert_eq!(moved.admin_get("/v1/changes", Some(&token)).await.status, 200);
+    drop(moved);
+    // Now the other store knows the log with another end.
+    let (code, text) = said(&copy);
+    assert!(code == Some(3) && text.contains("knows the log") && text.contains("another end"), "{text}");
+    let count = postgres::shared().sql(&database, "SELECT COUNT(*) FROM changes WHERE kind = 'attempt'");
+    assert_eq!(count, "14");
 }

@@ -38,10 +38,11 @@ impl Server {
             ));
         }
         let local = options.get_socket().is_some() || is_local(options.get_host());
-        let said = query.contains("sslmode=")
-            || query.contains("ssl-mode=")
-            || std::env::var_os("PGSSLMODE").is_some();
-        let options = if local || said { options } else { options.ssl_mode(PgSslMode::VerifyFull) };
+        let options = match (query.contains("sslmode=") || query.contains("ssl-mode="), local) {
+            (true, _) => options,
+            (false, true) => options.ssl_mode(PgSslMode::Prefer),
+            (false, false) => options.ssl_mode(PgSslMode::VerifyFull),
+        };
         // A parameter more than the protocol's own would be refused by a pooler.
         let options =
             options.extra_float_digits(None).application_name("patchwarden").disable_statement_logging();

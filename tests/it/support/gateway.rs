@@ -303,10 +303,15 @@ impl Gateway {
 
     /// Runs the binary with `args` and this data folder.
     pub(crate) fn cli(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the binary runs")
+    }
+
+    /// The binary with `args`, this data folder and this store, yet to be run.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = program();
         command.args(args).arg("--data").arg(self.data()).current_dir(&self.folder).stdin(Stdio::null());
         command.envs(self.setup.store.iter().map(|url| ("PATCHWARDEN_STORE", url)));
-        command.output().expect("the binary runs")
+        command
     }
 
     /// Writes a file beside the data folder; its path.

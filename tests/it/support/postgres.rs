@@ -10,7 +10,7 @@ use std::env;
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -256,6 +256,26 @@ impl Server {
         let query = format!("SELECT {column} FROM pg_stat_replication WHERE application_name = '{name}'");
         wait_until("the standby streams", || self.sql("postgres", &query) == wanted);
         standby
+    }
+
+    /// Writes a file into its data folder, for nobody else to read.
+    pub(crate) fn write_file(&self, name: &str, text: &str) {
+        let path = self.keeper.folder().join("data").join(name);
+        fs::write(&path, text).expect("writes");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its mode");
+        if let Some((user, group)) = owner() {
+            chown(&path, Some(user), Some(group)).expect("its owner");
+        }
+    }
+
+    /// How large a file processes that it starts from now on may make, in bytes; `unlimited` again.
+    pub(crate) fn limit_files(&self, bytes: &str) {
+        let limit = format!("--fsize={bytes}:unlimited");
+        run(unprivileged(Path::new("prlimit"), self.keeper.folder()).args([
+            "--pid",
+            &self.pid().to_string(),
+            &limit,
+        ]));
     }
 
     /// Makes a standby a primary and waits until it is.
