@@ -150,11 +150,11 @@ pub fn recovered() {
 }
 
 /// The store lost entries that had been committed; another log begins, whose first entry says so.
-pub fn succeeded(origin: &str, previous: &Value, known: &Value, found: &Value) {
+pub fn succeeded(origin: &str, previous: &str, known: &Value, found: &Value) {
     tracing::error!(
         event = "succession",
         origin,
-        previous = %previous,
+        previous,
         known = %known,
         found = %found,
         "the store no longer holds all that was committed; the log is closed and {origin} goes on"

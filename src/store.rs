@@ -98,6 +98,14 @@ impl fmt::Display for Location {
     }
 }
 
+/// The file outside a store that says what was last committed to it.
+pub fn head_path(location: &Location, data: &Path) -> PathBuf {
+    let Some(store) = location.path() else { return data.join("log.head") };
+    let mut name = store.as_os_str().to_owned();
+    name.push(".head");
+    PathBuf::from(name)
+}
+
 /// The lock file beside a store.
 pub fn lock_path(store: &Path) -> PathBuf {
     let mut name = store.as_os_str().to_owned();

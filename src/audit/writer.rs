@@ -146,8 +146,10 @@ pub(super) struct Writer {
     /// As whom it appends, and under which epoch.
     claim: Claim,
     epoch: Option<i64>,
-    /// The end of the log as last committed: a store that is opened again has to hold it.
-    known: Option<Frontier>,
+    /// The log and its end as last committed: a store that is opened again has to hold it.
+    known: Option<(String, Frontier)>,
+    /// When it was last kept outside the store, and its size then.
+    kept: (Instant, u64),
     /// When the lease was last renewed, and the logs of others looked at.
     looked: Instant,
     /// A batch of which nobody knows whether it is in the log.
@@ -193,6 +195,7 @@ impl Writer {
             claim,
             epoch: None,
             known: None,
+            kept: (Instant::now(), 0),
             looked: Instant::now(),
             doubt: None,
             retry: FIRST_RETRY,
@@ -258,6 +261,7 @@ impl Writer {
             if orphans && let Err(error) = self.recover().await {
                 self.give_up(Vec::new(), &error).await;
             }
+            self.keep_head(false).await;
             if self.looked.elapsed() >= self.every()
                 && let Err(error) = self.look_around().await
             {
@@ -267,6 +271,7 @@ impl Writer {
                 break;
             }
         }
+        self.keep_head(true).await;
         if let Some(mut log) = self.log.take() {
             let _ = log.database.settle().await;
             let ended = store::Tenure { lease: Duration::ZERO, ..log.tenure };
@@ -578,7 +583,7 @@ impl Writer {
         }
         if let Some(log) = &mut self.log {
             (log.frontier, log.last_at) = (batch.frontier, batch.last_at);
-            self.known = Some(log.frontier.clone());
+            self.known = Some((log.origin.clone(), log.frontier.clone()));
         }
         self.anchor = anchor;
         self.shared.metrics.entries.inc_by(batch.rows.len() as u64);

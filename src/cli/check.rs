@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::operation::{CatalogueEntry, Class, State};
 use crate::pipeline::UngovernedWrites;
-use crate::store::Reader;
+use crate::store::{Database, Reader};
 use crate::upstream::Upstream;
 use crate::{policy, view};
 
@@ -169,6 +169,13 @@ async fn outside(config: &Config) -> Vec<String> {
 /// A store that is not there yet will be made; one that is there has to be ours and readable.
 async fn open_store(config: &Config) -> Result<(), String> {
     if config.store.is_missing() {
+        return Ok(());
+    }
+    if config.store.path().is_none() {
+        // What a gateway needs is more than what a reader does; nothing is written.
+        let database =
+            Database::open(&config.store, false).await.map_err(|error| format!("store.url: {error}"))?;
+        database.close().await;
         return Ok(());
     }
     let reader = Reader::open(&config.store).await.map_err(|error| format!("store.url: {error}"))?;

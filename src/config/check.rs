@@ -12,7 +12,7 @@ use crate::server::Tls;
 use crate::units::Size;
 use crate::upstream::client_address::TrustedProxies;
 use crate::upstream::{self, Upstream};
-use crate::{access, audit, log, store};
+use crate::{access, audit, log};
 
 /// With less a slow moment of the database looks like the end of a gateway.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
@@ -35,12 +35,6 @@ impl Config {
             layers.wrong(
                 "log.level",
                 format!("is `{}`; write one of {}", self.log_level, log::LEVELS.join(", ")),
-            );
-        }
-        if self.store.path().is_some() && self.store_settings != store::Settings::default() {
-            layers.wrong(
-                "store",
-                "password_file and prepared_statements are PostgreSQL's; this store is a file",
             );
         }
         if self.audit.lease.0 < SHORTEST_LEASE {

@@ -213,6 +213,6 @@ fn the_printed_defaults_are_the_defaults() {
 
 #[test]
 fn a_password_in_a_url_is_not_printed() {
-    let config = Given::file("upstream.url = \"http://user:pass@word@host\"").config();
-    assert!(!format!("{:?}", config.provenance()).contains("word"));
+    let config = Given::file("upstream.url = \"http://user:hun@ter2@host\"").config();
+    assert!(!format!("{:?}", config.provenance()).contains("ter2"));
 }

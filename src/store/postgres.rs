@@ -406,8 +406,7 @@ impl Database {
 
     /// Empties the projection and notes the version it will be rebuilt in. Whoever else writes waits.
     pub async fn clear_projection(&mut self, version: i64) -> Result<(), Error> {
-        self.run(sqlx::query("LOCK TABLE changes IN EXCLUSIVE MODE")).await?;
-        self.run(sqlx::query("DELETE FROM changes")).await?;
+        self.run(sqlx::query("TRUNCATE changes")).await?;
         self.run(sqlx::query("UPDATE projection SET version = $1").bind(version)).await.map(drop)
     }
 
@@ -484,7 +483,12 @@ async fn within<T>(call: impl Future<Output = Result<T, sqlx::Error>>) -> Result
 /// What an error before COMMIT means: a constraint is the fault of what was written, everything else of the moment.
 fn inside(error: &sqlx::Error) -> Error {
     let Some(database) = error.as_database_error() else {
-        return Error::Wait(format!("PostgreSQL: {error}"));
+        return Error::Wait(match error {
+            sqlx::Error::PoolTimedOut => {
+                format!("no connection to PostgreSQL within {} s", PATIENCE.as_secs())
+            }
+            _ => format!("PostgreSQL: {error}"),
+        });
     };
     let code = database.code().unwrap_or_default();
     let what = format!("PostgreSQL: {} ({code})", database.message());

@@ -460,7 +460,7 @@ async fn without_its_database_changes_are_refused_with_the_reason_and_taken_agai
     server.sql("postgres", &format!("ALTER ROLE {GATEWAY} RESET statement_timeout"));
 
     behind.proxy.stall(true);
-    behind.is_out_and_back("did not answer within", || behind.proxy.stall(false)).await;
+    behind.is_out_and_back("within 5 s", || behind.proxy.stall(false)).await;
     behind.is_whole();
 }
 
@@ -549,6 +549,37 @@ async fn a_standby_that_lags_when_it_is_promoted_leads_to_a_succession_and_not_t
         standby.sql("patchwarden", &format!("SELECT size FROM log_head WHERE origin = '{old}'")),
         size
     );
+}
+
+#[tokio::test]
+async fn a_restored_backup_is_noticed_by_a_gateway_that_starts_anew() {
+    let server = Server::start();
+    server.sql("postgres", "CREATE DATABASE patchwarden");
+    server.make_store("patchwarden");
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let url = server.url(GATEWAY, "patchwarden");
+    let mut gateway = on(&upstream, &url).start().await;
+    answered(&gateway, 3).await;
+    gateway.terminate().await;
+    server.sql("postgres", "CREATE DATABASE backup TEMPLATE patchwarden");
+    gateway.restart().await;
+    answered(&gateway, 3).await;
+    gateway.terminate().await;
+    server.sql("postgres", "DROP DATABASE patchwarden; ALTER DATABASE backup RENAME TO patchwarden");
+    gateway.restart().await;
+    assert_eq!(lower_ttl(&gateway, 1000).await.status, 200);
+    let changes = one_history(&gateway, &url);
+    assert_eq!(changes.len(), 4);
+    let event = gateway.events("succession");
+    assert_eq!(event.len(), 1, "{event:?}");
+    let origin = |change: &Value| change["log"]["attempt"]["origin"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (event[0]["previous"].as_str(), event[0]["origin"].as_str()),
+        (Some(&*origin(&changes[3])), Some(&*origin(&changes[0])))
+    );
+    gateway.restart().await;
+    assert_eq!(gateway.events("succession").len(), 1, "it is said once");
 }
 
 #[tokio::test]

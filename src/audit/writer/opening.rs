@@ -4,6 +4,9 @@
 //! lease on it. A store that lost what was committed (a standby promoted too early, a restored backup) is never extended
 //! over the gap: the log is closed and another one begun, whose first entry says what is missing.
 
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::id::fill_random;
@@ -16,6 +19,7 @@ use super::super::query::{PROJECTION_VERSION, Projected};
 use super::super::tree::Frontier;
 use super::{Group, Log, Time, Writer, entry, lock};
 
+const HEAD_EVERY: Duration = Duration::from_secs(1);
 /// Where a process writes down as whom it appends to a log that others could take over.
 const HOLDER: &str = "holder";
 
@@ -43,20 +47,16 @@ impl Writer {
         let mut frontier = self.end_of(&mut database, &origin).await?;
         self.resolve_doubt(&mut database, &origin).await?;
         let mut began = None;
-        if let Some(known) = self.known.clone()
-            && !extends(&mut database, &origin, &known, &frontier).await?
-        {
-            let succession = json!({
-                "v": 1, "at": self.shared.clock.now(), "reason": "the store no longer holds all that was committed to it",
-                "previous": origin, "known": head(&known), "found": head(&frontier),
-            });
-            origin = self.begin_log(&mut database, Some(&origin)).await?;
-            tenure = database.take(&origin, None, &self.claim).await?;
-            self.epoch = Some(tenure.epoch);
-            frontier = Frontier::default();
+        if let Some(succession) = self.missing(&mut database, &origin, &frontier).await? {
+            if succession["previous"] == origin.as_str() {
+                origin = self.begin_log(&mut database, Some(&origin)).await?;
+                tenure = database.take(&origin, None, &self.claim).await?;
+                self.epoch = Some(tenure.epoch);
+                frontier = Frontier::default();
+            }
             crate::log::succeeded(
                 &origin,
-                &succession["previous"],
+                succession["previous"].as_str().unwrap_or_default(),
                 &succession["known"],
                 &succession["found"],
             );
@@ -70,7 +70,7 @@ impl Writer {
         *self.shared.reader.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(reader);
         let (size, root) = (frontier.size(), frontier.root());
         let is_first = self.origin.replace(origin.clone()).is_none();
-        self.known = Some(frontier.clone());
+        self.known = Some((origin.clone(), frontier.clone()));
         self.log = Some(Log { database, origin, frontier, tenure, last_at });
         self.recover().await?;
         if is_first {
@@ -95,6 +95,65 @@ impl Writer {
         let damaged = |what: &str| store::Error::Fatal(format!("{}: {what}", self.store));
         let head = head?.ok_or_else(|| damaged("the log has no head"))?;
         Frontier::read(head.size, &head.frontier).ok_or_else(|| damaged("the log's frontier is damaged"))
+    }
+
+    /// What the store has lost of what this gateway committed to it, as the entry of a succession says it.
+    async fn missing(
+        &self,
+        database: &mut Database,
+        origin: &str,
+        found: &Frontier,
+    ) -> Result<Option<Value>, store::Error> {
+        let Some((previous, known)) = self.known.clone().or_else(|| self.outside_head()) else {
+            return Ok(None);
+        };
+        let found = if previous == origin {
+            if extends(database, origin, &known, found).await? {
+                return Ok(None);
+            }
+            head(found)
+        } else {
+            database.begin().await?;
+            let there = database.head(&previous).await;
+            database.rollback().await?;
+            // Closed before, and succeeded by this one.
+            if there?.is_some() {
+                return Ok(None);
+            }
+            Value::Null
+        };
+        let reason = "the store no longer holds all that was committed to it";
+        let at = self.shared.clock.now();
+        Ok(Some(
+            json!({"v": 1, "at": at, "reason": reason, "previous": previous, "known": head(&known), "found": found}),
+        ))
+    }
+
+    /// The head kept outside the store, from an earlier run.
+    fn outside_head(&self) -> Option<(String, Frontier)> {
+        let text = std::fs::read(store::head_path(&self.store, &self.data)).ok()?;
+        let head: OutsideHead = json::own(&text).ok()?;
+        let frontier = Frontier::read(head.size, &hex::decode(head.frontier).ok()?)?;
+        Some((head.origin, frontier))
+    }
+
+    /// Keeps the head outside the store, at most once a second: a store that falls behind it has lost something.
+    pub(super) async fn keep_head(&mut self, now: bool) {
+        let Some((origin, frontier)) = &self.known else { return };
+        if self.kept.1 == frontier.size() || (!now && self.kept.0.elapsed() < HEAD_EVERY) {
+            return;
+        }
+        let head = OutsideHead {
+            origin: origin.clone(),
+            size: frontier.size(),
+            frontier: hex::encode(frontier.bytes()),
+        };
+        let (path, text) = (store::head_path(&self.store, &self.data), json!(head).to_string());
+        // One that cannot be written is written with the next batch; the log does not wait for it.
+        let written = tokio::task::spawn_blocking(move || keys::write_private(&path, &text)).await;
+        if written.is_ok_and(|written| written.is_ok()) {
+            self.kept = (Instant::now(), head.size);
+        }
     }
 
     /// The log of our key, or a new one.
@@ -140,6 +199,14 @@ impl Writer {
         database.commit().await?;
         Ok(origin)
     }
+}
+
+/// What was committed to a log, as it is kept outside the store.
+#[derive(Serialize, Deserialize)]
+struct OutsideHead {
+    origin: String,
+    size: u64,
+    frontier: String,
 }
 
 /// Whether a log still begins with all that was known of it.

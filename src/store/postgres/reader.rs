@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgPool, PgPoolOptions, PgRow, Postgres};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, QueryBuilder, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, QueryBuilder, Row as _};
 
 use super::super::{ChangeQuery, ChangeRow, Error, Standing, StoredEntry, TokenRow};
 use super::{
@@ -28,10 +28,11 @@ impl Reader {
     pub async fn open(server: &Server) -> Result<Self, Error> {
         let mut connection = server.connect().await?;
         within(sqlx::raw_sql("BEGIN READ ONLY").execute(&mut connection)).await?;
-        setup::check(&mut connection, false).await?;
+        let checked = setup::check(&mut connection, false).await;
+        let _ = tokio::time::timeout(Duration::from_millis(500), connection.close()).await;
+        checked?;
         let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(5));
-        // Pinging a connection before each use would be a round trip more; one that is gone says so itself.
-        let pool = pool.test_before_acquire(false).connect_lazy_with(server.options()?);
+        let pool = pool.connect_lazy_with(server.options()?);
         Ok(Self { pool, prepared: server.prepared() })
     }
 

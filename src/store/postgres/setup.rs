@@ -20,7 +20,7 @@ const PRIVILEGES: [(&str, &str); 10] = [
     ("log_meta", "SELECT, INSERT, UPDATE"),
     ("log_head", "SELECT, INSERT, UPDATE"),
     ("targets", "SELECT, INSERT, UPDATE"),
-    ("changes", "SELECT, INSERT, UPDATE, DELETE"),
+    ("changes", "SELECT, INSERT, UPDATE, DELETE, TRUNCATE"),
     ("projection", "SELECT, UPDATE"),
     ("bundles", "SELECT, INSERT"),
     ("admin_tokens", "SELECT, INSERT, UPDATE"),
