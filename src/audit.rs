@@ -353,6 +353,8 @@ impl Audit {
         if !entry::is_proven(&draft, refusal) {
             return Ok(self.refuse_unproven(&draft, refusal));
         }
+        // What was seen of the target is noted too, unless it is locked just now.
+        let mut notes = refusal.code != Code::BeforeStale;
         loop {
             let settlement = draft.settlement.take();
             let mut group = Group::default();
@@ -364,13 +366,14 @@ impl Audit {
                 shared.keys.instance(),
                 &shared.keys,
             ));
-            if refusal.code != Code::BeforeStale {
+            if notes {
                 let turn = draft.turn.map(|turn| turn + u64::from(settlement.is_some()));
                 note_revision(&mut group, draft.target.as_ref(), draft.before.as_ref(), turn);
             }
             match self.write(group, shared.settings.commit_wait.0).await {
                 Ok(_) => return Ok(draft.id),
                 Err(NotWritten::Lost) if settlement.is_some() => {}
+                Err(NotWritten::Lost) if notes => notes = false,
                 Err(NotWritten::Lost) => return Err(Refusal::audit_unavailable("the target moved")),
                 Err(NotWritten::Unavailable(cause)) => return Err(Refusal::audit_unavailable(cause)),
             }

@@ -34,6 +34,9 @@ pub enum Error {
     /// The database refused; nothing of the transaction is there.
     #[error("{0}")]
     Refused(String),
+    /// Somebody else holds a row it needs; nothing of the transaction is there.
+    #[error("{0}")]
+    Busy(String),
     /// Whether the transaction is there is not known.
     #[error("in doubt: {0}")]
     InDoubt(String),

@@ -127,7 +127,7 @@ pub(super) struct Written {
 
 #[derive(Clone, Debug)]
 pub(super) enum NotWritten {
-    /// A lock it asked for was taken, or the target's turn moved.
+    /// A lock it asked for was taken or not to be had in time, or the target's turn moved.
     Lost,
     Unavailable(String),
 }
@@ -460,7 +460,7 @@ impl Writer {
         }
         match self.attempt(jobs).await {
             Ok(()) => self.shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64()),
-            Err((jobs, store::Error::Refused(_))) if jobs.len() > 1 => {
+            Err((jobs, store::Error::Refused(_) | store::Error::Busy(_))) if jobs.len() > 1 => {
                 for job in jobs {
                     if self.log.is_some() {
                         if let Err((alone, error)) = self.attempt(vec![job]).await {
@@ -507,6 +507,16 @@ impl Writer {
     /// What could not be written: the log is down when it is more than one refused group.
     async fn give_up(&mut self, jobs: Vec<Job>, error: &store::Error) {
         let alone = jobs.len() == 1;
+        if alone && matches!(error, store::Error::Busy(_)) {
+            for job in jobs {
+                if job.must {
+                    self.backlog.push_back(job);
+                } else {
+                    let _ = job.reply.send(Err(NotWritten::Lost));
+                }
+            }
+            return;
+        }
         if alone
             && matches!(error, store::Error::Refused(what) if what.contains("constraint") || what.contains("appended"))
         {

@@ -26,8 +26,10 @@ pub use setup::{grants, migrate};
 
 /// No answer for this long: the connection is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a statement waits for a row another gateway has locked.
-const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'";
+/// How long a statement waits for a row another gateway has locked, and how long a gateway that stands still may keep
+/// others waiting.
+const BEGIN: &str =
+    "BEGIN; SET LOCAL lock_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = '3s'";
 /// A time limit that fires while a standby is awaited would turn "not yet replicated" into "committed".
 const COMMIT: &str = "SET LOCAL statement_timeout = 0; COMMIT";
 
@@ -494,6 +496,7 @@ fn inside(error: &sqlx::Error) -> Error {
     let what = format!("PostgreSQL: {} ({code})", database.message());
     match &*code {
         code if code.starts_with("23") => Error::Refused(what),
+        "55P03" | "40P01" | "40001" => Error::Busy(what),
         "42501" => Error::Wait(format!("{what}; `patchwarden store grants` prints what the role needs")),
         "26000" | "42P05" => Error::Wait(format!(
             "{what}; connections are shared by a pooler, so store.prepared_statements has to be false"

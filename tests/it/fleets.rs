@@ -551,6 +551,37 @@ async fn a_standby_that_lags_when_it_is_promoted_leads_to_a_succession_and_not_t
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_stands_still_within_a_transaction_holds_up_its_own_targets_only() {
+    const OTHER: &str = "0b9c3a52-7d3f-4f7e-9a43-000000000001";
+    let behind = Behind::start().await;
+    behind.upstream.estate().add_identity(OTHER);
+    behind.upstream.attach(OTHER, &good_attach());
+    let held = format!(
+        "BEGIN; SELECT 1 FROM targets WHERE key = 'identity/{IDENTITY}' FOR UPDATE; SELECT pg_sleep(8); COMMIT"
+    );
+    std::thread::scope(|scope| {
+        let holding = scope.spawn(|| behind.server.sql("patchwarden", &held));
+        let meanwhile = async {
+            let sleeping = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            eventually(|| behind.server.sql("patchwarden", sleeping) == "1").await;
+            let (mine, other) = tokio::join!(lower_ttl(&behind.gateway, 3000), async {
+                behind
+                    .gateway
+                    .patch(&jwt_auth_path(OTHER), &good_patch(&json!({"accessTokenTTL": 3000})))
+                    .await
+            });
+            assert_eq!((mine.status, &mine.json()["code"]), (503, &json!("target.busy")), "{}", mine.text());
+            assert_eq!(other.status, 200, "{}", other.text());
+            assert!(!holding.is_finished(), "it was held all the while");
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(meanwhile));
+    });
+    assert!(behind.gateway.events("degraded").is_empty());
+    assert_eq!(lower_ttl(&behind.gateway, 2900).await.status, 200);
+    behind.is_whole();
+}
+
 #[tokio::test]
 async fn a_restored_backup_is_noticed_by_a_gateway_that_starts_anew() {
     let server = Server::start();

@@ -142,7 +142,9 @@ pub async fn migrate(server: &Server, gateway_role: Option<&str>) -> Result<usiz
     let before = have(&mut connection).await.map_err(|error| inside(&error))?;
     MIGRATIONS.run_direct(None, &mut connection, false).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => match inside(&error) {
-            Error::Wait(what) | Error::Refused(what) => Error::Wait(format!("{server}: {what}")),
+            Error::Wait(what) | Error::Refused(what) | Error::Busy(what) => {
+                Error::Wait(format!("{server}: {what}"))
+            }
             other => other,
         },
         other => Error::Fatal(format!("{server}: {other}; was it migrated by another version?")),
