@@ -262,7 +262,7 @@ impl Writer {
                 self.give_up(Vec::new(), &error).await;
             }
             self.keep_head(false).await;
-            if self.looked.elapsed() >= self.every()
+            if self.look_at().is_some_and(|at| Instant::now() >= at)
                 && let Err(error) = self.look_around().await
             {
                 self.give_up(Vec::new(), &error).await;
@@ -292,10 +292,9 @@ impl Writer {
                 None => tokio::time::sleep_until(self.next_try.into()).await,
             }
         };
-        let is_shared = self.log.as_ref().is_some_and(|log| log.database.is_shared());
-        let look_at = is_shared.then(|| self.looked + self.every());
+        let next = [self.look_at(), self.keep_at()].into_iter().flatten().min();
         let look = async {
-            match look_at {
+            match next {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
                 None => std::future::pending().await,
             }
@@ -355,9 +354,10 @@ impl Writer {
         }
     }
 
-    /// How often a lease is renewed.
-    fn every(&self) -> Duration {
-        self.claim.lease / 4
+    /// When the lease is to be renewed, where there is one.
+    fn look_at(&self) -> Option<Instant> {
+        let is_shared = self.log.as_ref().is_some_and(|log| log.database.is_shared());
+        is_shared.then(|| self.looked + self.claim.lease / 4)
     }
 
     /// In a store that several gateways share: says that this one is alive, and ends what those that are gone left open.
@@ -367,22 +367,7 @@ impl Writer {
         if !log.database.renew(&log.origin, log.tenure).await? {
             return Err(store::Error::Wait(format!("another process has taken over the log {}", log.origin)));
         }
-        let now = self.shared.clock.now();
-        let mut groups = Vec::new();
-        for gone in log.database.abandoned(&log.origin, self.shared.late_write_limit).await? {
-            let since = Time(now.0 - i64::try_from(gone.since.as_micros()).unwrap_or(0));
-            if let Some(attempt) = log.database.entry(&gone.origin, gone.index).await? {
-                groups.extend(unfinished(
-                    &attempt,
-                    since,
-                    now,
-                    &self.shared.keys,
-                    "another gateway stopped before the outcome was recorded",
-                ));
-            }
-        }
-        groups.into_iter().for_each(|group| self.must_write(group));
-        Ok(())
+        self.recover().await
     }
 
     fn must_write(&mut self, group: Group) {
@@ -427,28 +412,32 @@ impl Writer {
         owned.retain(|index| !finished.contains(index));
     }
 
-    /// Outcomes for the intents that no living task and no waiting group will finish.
+    /// Outcomes for the intents that no living task and no waiting group will finish: ours, and those of logs whose gateway
+    /// has been gone for long enough.
     async fn recover(&mut self) -> Result<(), store::Error> {
         let Some(log) = &mut self.log else { return Ok(()) };
         let owned = self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let waiting: Vec<u64> =
             self.backlog.iter().flat_map(|job| &job.group.entries).filter_map(of_index).collect();
+        let ours = log.database.pending(&log.origin).await?;
+        let ours = ours.into_iter().map(|index| store::Abandoned {
+            origin: log.origin.clone(),
+            index,
+            since: Duration::ZERO,
+        });
+        let others = log.database.abandoned(&log.origin, self.shared.late_write_limit).await?;
         let now = self.shared.clock.now();
-        let mut jobs = Vec::new();
-        for index in log.database.pending(&log.origin).await? {
-            if owned.contains(&index) || waiting.contains(&index) {
+        let mut groups = Vec::new();
+        for left in ours.chain(others) {
+            if owned.contains(&left.index) || waiting.contains(&left.index) {
                 continue;
             }
-            let Some(attempt) = log.database.entry(&log.origin, index).await? else { continue };
-            jobs.extend(unfinished(
-                &attempt,
-                now,
-                now,
-                &self.shared.keys,
-                "the gateway stopped before the outcome was recorded",
-            ));
+            let since = Time(now.0 - i64::try_from(left.since.as_micros()).unwrap_or(0));
+            if let Some(attempt) = log.database.entry(&left.origin, left.index).await? {
+                groups.extend(unfinished(&attempt, since, now, &self.shared.keys));
+            }
         }
-        jobs.into_iter().for_each(|group| self.must_write(group));
+        groups.into_iter().for_each(|group| self.must_write(group));
         Ok(())
     }
 
@@ -620,13 +609,7 @@ fn of_index(entry: &Unsealed) -> Option<u64> {
 }
 
 /// The outcome of an intent whose task is gone: nobody saw its end, and from `since` on it can be late.
-fn unfinished(
-    attempt: &store::StoredEntry,
-    since: Time,
-    now: Time,
-    keys: &keys::Keys,
-    reason: &str,
-) -> Option<Group> {
+fn unfinished(attempt: &store::StoredEntry, since: Time, now: Time, keys: &keys::Keys) -> Option<Group> {
     let envelope: Value = json::own(&attempt.envelope).ok()?;
     let of = EntryRef { origin: attempt.origin.clone(), index: attempt.index };
     let text = |name: &str| envelope[name].as_str().map(str::to_owned);
@@ -641,7 +624,7 @@ fn unfinished(
         policy: text("policy"),
     };
     let mut outcome = Outcome::seen(OutcomeResult::Unknown, None, now, Duration::ZERO);
-    outcome.evidence = Some(json!({"reason": reason}));
+    outcome.evidence = Some(json!({"reason": "the gateway stopped before the outcome was recorded"}));
     let mut group = Group::of(entry::outcome(&of, &intended, &outcome, now, keys));
     if let (Some(key), Some(_)) = (text("target"), seq) {
         group.ops.push(TargetOp::Hold { key, held_by: of.clone(), intent: of, since });

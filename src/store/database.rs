@@ -186,14 +186,15 @@ impl Database {
         either!(self, database => database.pending(origin).await)
     }
 
-    /// Pending attempts of other logs, whose lease ended longer ago than `late`.
+    /// Pending attempts of other logs, whose lease ended longer ago than `late`. In a file they are of logs that this
+    /// one has succeeded.
     pub async fn abandoned(
         &mut self,
         origin: &str,
         late: std::time::Duration,
     ) -> Result<Vec<Abandoned>, Error> {
         match self {
-            Self::Sqlite(_) => Ok(Vec::new()),
+            Self::Sqlite(database) => database.abandoned(origin).await,
             Self::Postgres(database) => database.abandoned(origin, late).await,
         }
     }

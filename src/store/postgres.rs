@@ -137,7 +137,8 @@ impl Database {
         let query = sqlx::query_scalar(
             "UPDATE log_head SET epoch = CASE WHEN epoch = $2 THEN epoch ELSE epoch + 1 END, \
              leased_until = patchwarden_now() + $3, holder = $4 \
-             WHERE origin = $1 AND (epoch = $2 OR leased_until <= patchwarden_now() OR holder = $5) RETURNING epoch",
+             WHERE origin = $1 AND (epoch = $2 OR leased_until <= patchwarden_now() OR holder IN ($4, $5)) \
+             RETURNING epoch",
         );
         let lease = claim.lease;
         let query = query.bind(origin).bind(mine.unwrap_or(-1)).bind(micros(lease));

@@ -16,7 +16,9 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions as _, Connection as _, QueryBuilder, Row as _};
 
-use super::{Beside, ChangeRow, ChangeUpdate, EntryRow, Error, Head, StoredEntry, TargetRow, TokenRow};
+use super::{
+    Abandoned, Beside, ChangeRow, ChangeUpdate, EntryRow, Error, Head, StoredEntry, TargetRow, TokenRow,
+};
 
 pub(super) use reader::Reader;
 
@@ -384,6 +386,16 @@ impl Database {
         );
         let rows = rows.bind(origin).fetch_all(&mut self.connection).await;
         Ok(rows.map_err(|error| inside(&error))?.into_iter().map(unsigned).collect())
+    }
+
+    /// Pending attempts of other logs.
+    pub async fn abandoned(&mut self, origin: &str) -> Result<Vec<Abandoned>, Error> {
+        let rows = sqlx::query_as::<_, (String, i64)>(
+            "SELECT origin, idx FROM changes WHERE outcome = 'pending' AND origin <> ? ORDER BY row LIMIT 256",
+        );
+        let rows = rows.bind(origin).fetch_all(&mut self.connection).await;
+        let abandoned = |(origin, index)| Abandoned { origin, index: unsigned(index), since: Duration::ZERO };
+        Ok(rows.map_err(|error| inside(&error))?.into_iter().map(abandoned).collect())
     }
 
     /// The projection's version.

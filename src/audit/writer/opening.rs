@@ -112,15 +112,15 @@ impl Writer {
                 return Ok(None);
             }
             head(found)
+        } else if found.size() > 0 {
+            // Succeeded by this one before, which has said so.
+            return Ok(None);
         } else {
             database.begin().await?;
             let there = database.head(&previous).await;
             database.rollback().await?;
-            // Closed before, and succeeded by this one.
-            if there?.is_some() {
-                return Ok(None);
-            }
-            Value::Null
+            let there = there?.and_then(|there| Frontier::read(there.size, &there.frontier));
+            there.as_ref().map_or(Value::Null, head)
         };
         let reason = "the store no longer holds all that was committed to it";
         let at = self.shared.clock.now();
@@ -137,10 +137,16 @@ impl Writer {
         Some((head.origin, frontier))
     }
 
+    /// When the head is to be kept outside the store, unless it is there.
+    pub(super) fn keep_at(&self) -> Option<Instant> {
+        let size = self.known.as_ref()?.1.size();
+        (size != self.kept.1).then(|| self.kept.0 + HEAD_EVERY)
+    }
+
     /// Keeps the head outside the store, at most once a second: a store that falls behind it has lost something.
     pub(super) async fn keep_head(&mut self, now: bool) {
         let Some((origin, frontier)) = &self.known else { return };
-        if self.kept.1 == frontier.size() || (!now && self.kept.0.elapsed() < HEAD_EVERY) {
+        if !now && self.keep_at().is_none_or(|at| Instant::now() < at) {
             return;
         }
         let head = OutsideHead {
@@ -149,11 +155,10 @@ impl Writer {
             frontier: hex::encode(frontier.bytes()),
         };
         let (path, text) = (store::head_path(&self.store, &self.data), json!(head).to_string());
-        // One that cannot be written is written with the next batch; the log does not wait for it.
+        // One that cannot be written is tried again later; the log does not wait for it.
         let written = tokio::task::spawn_blocking(move || keys::write_private(&path, &text)).await;
-        if written.is_ok_and(|written| written.is_ok()) {
-            self.kept = (Instant::now(), head.size);
-        }
+        let is_kept = written.is_ok_and(|written| written.is_ok());
+        self.kept = (Instant::now(), if is_kept { head.size } else { self.kept.1 });
     }
 
     /// The log of our key, or a new one.

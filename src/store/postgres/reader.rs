@@ -1,6 +1,7 @@
 //! Queries beside whoever writes, by this gateway or another.
 //!
-//! A small pool; each call is one read-only transaction, so that it works through a pooler.
+//! A small pool; each call is one read-only transaction, so that it works through a pooler, or one statement where there is
+//! none.
 
 use std::time::Duration;
 
@@ -37,9 +38,12 @@ impl Reader {
     }
 
     async fn rows(&self, query: Query<'_, Postgres, Arguments>) -> Result<Vec<PgRow>, Error> {
+        if self.prepared {
+            return within(query.fetch_all(&self.pool)).await;
+        }
         let read = async {
             let mut transaction = self.pool.begin_with("BEGIN READ ONLY").await?;
-            let rows = query.persistent(self.prepared).fetch_all(&mut *transaction).await?;
+            let rows = query.persistent(false).fetch_all(&mut *transaction).await?;
             transaction.commit().await?;
             Ok(rows)
         };
