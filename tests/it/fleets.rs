@@ -68,6 +68,22 @@ async fn two_gateways_write_one_history() {
         let shown = one.cli_ok(&["show", id, "--format", "json", "--store", &url]);
         assert_eq!(serde_json::from_str::<Value>(&shown).unwrap()["id"], change["id"]);
     }
+    // Pages, filters and replays go over all logs alike, whichever gateway is asked.
+    let token = two.admin_token("reader");
+    let (mut paged, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/v1/changes?limit=2&target={IDENTITY}{cursor}");
+        let page = one.admin_get(&path, Some(&token)).await.json();
+        paged.extend(page["changes"].as_array().unwrap().iter().map(|change| change["id"].clone()));
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(paged, changes.iter().map(|change| change["id"].clone()).collect::<Vec<_>>());
+    let filtered = one.history(&["--store", &url, "--contains", "2997", "--changed", "/accessTokenTTL"]);
+    assert_eq!(filtered["changes"].as_array().map(Vec::len), Some(2), "from it and to it: {filtered}");
+    let replayed = one.cli_ok(&["policy", "replay", "--format", "json", "--store", &url]);
+    let replayed: Value = serde_json::from_str(&replayed).unwrap();
+    assert_eq!(replayed["unchanged"]["allow"], 6, "{replayed}");
     // A number is one of a log's; both logs have this one.
     let number = changes[1]["log"]["attempt"]["index"].to_string();
     let output = one.cli(&["show", &number, "--store", &url]);

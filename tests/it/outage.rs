@@ -389,3 +389,39 @@ pub(crate) async fn patient_send(addr: std::net::SocketAddr, raw: Vec<u8>) -> Op
     connection.send(raw).await.ok()?;
     connection.read_answer().await.ok()
 }
+
+#[tokio::test]
+async fn a_restored_backup_is_succeeded_and_says_what_is_missing() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let mut gateway = Gateway::before(&upstream.url()).start().await;
+    let lower = async |gateway: &Gateway, ttl: u64| {
+        let answer =
+            gateway.patch(&jwt_auth_path(IDENTITY), &good_patch(&json!({"accessTokenTTL": ttl}))).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    };
+    let (store, backup) = (gateway.data().join("patchwarden.db"), gateway.data().join("backup.db"));
+    lower(&gateway, 3000).await;
+    gateway.terminate().await;
+    fs::copy(&store, &backup).unwrap();
+    gateway.restart().await;
+    lower(&gateway, 2000).await;
+    gateway.terminate().await;
+    fs::rename(&backup, &store).unwrap();
+    for left in ["patchwarden.db-wal", "patchwarden.db-shm"] {
+        let _ = fs::remove_file(gateway.data().join(left));
+    }
+    gateway.restart().await;
+    lower(&gateway, 1000).await;
+    let event = gateway.events("succession");
+    assert_eq!(event.len(), 1, "{event:?}");
+    let changes = gateway.history(&[])["changes"].as_array().unwrap().clone();
+    assert_eq!(changes.len(), 2, "what was lost stays lost, and what is there stays readable");
+    let origin = |change: &Value| change["log"]["attempt"]["origin"].clone();
+    assert_eq!((&event[0]["previous"], &event[0]["origin"]), (&origin(&changes[1]), &origin(&changes[0])));
+    // The number of an entry is one of a log's now; the id is one of the store's.
+    assert_eq!(gateway.show(changes[1]["id"].as_str().unwrap())["before"]["accessTokenTTL"], 3600);
+    assert!(!changes[0]["drift"].is_null(), "the change that was lost shows as drift");
+    gateway.restart().await;
+    assert_eq!(gateway.events("succession").len(), 1, "it is said once");
+}
