@@ -185,6 +185,21 @@ pub struct StoredEntry {
     pub salt: Option<Vec<u8>>,
 }
 
+/// A log of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRow {
+    /// Its name.
+    pub origin: String,
+    /// Number of its entries.
+    pub size: u64,
+    /// Microseconds until its lease ends, below zero since it ended; `None` where there are no leases.
+    pub leased_for: Option<i64>,
+    /// Attempts without outcome.
+    pub pending: u64,
+    /// The log that goes on in its place.
+    pub succeeded_by: Option<String>,
+}
+
 /// What a store holds beside its logs.
 #[derive(Clone, Debug, Default)]
 pub struct Beside {

@@ -2,7 +2,9 @@
 //!
 //! Each call is one read of its own, so that none holds back whoever writes.
 
-use super::{ChangeQuery, ChangeRow, Error, Location, Standing, StoredEntry, TokenRow, postgres, sqlite};
+use super::{
+    ChangeQuery, ChangeRow, Error, Location, LogRow, Standing, StoredEntry, TokenRow, postgres, sqlite,
+};
 
 /// Read-only connections for queries.
 #[derive(Clone)]
@@ -77,6 +79,11 @@ impl Reader {
     /// The rows of the projection with that number, one a log.
     pub async fn numbered(&self, index: u64) -> Result<Vec<ChangeRow>, Error> {
         either!(self, reader => reader.numbered(index).await)
+    }
+
+    /// Every log, by name.
+    pub async fn logs(&self) -> Result<Vec<LogRow>, Error> {
+        either!(self, reader => reader.logs().await)
     }
 
     /// The text of a bundle that was in force.

@@ -555,6 +555,11 @@ async fn a_standby_that_lags_when_it_is_promoted_leads_to_a_succession_and_not_t
     );
     let size = standby.sql("patchwarden", &format!("SELECT size FROM log_head WHERE origin = '{old}'"));
     assert_eq!(json!(size.parse::<u64>().unwrap()), first["found"]["size"]);
+    let (_, status) =
+        said(&["store", "status", "--format", "json", "--store", &standby.url(GATEWAY, "patchwarden")]);
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let closed = status["logs"].as_array().unwrap().iter().find(|log| log["origin"] == json!(old)).unwrap();
+    assert_eq!(closed["succeeded_by"], json!(new));
     // It stays closed, also for a gateway that starts anew.
     let mut gateway = behind.gateway;
     gateway.restart().await;
@@ -695,6 +700,8 @@ async fn two_processes_with_the_same_keys_never_write_one_log() {
     let why = two.events("degraded")[0]["detail"].as_str().unwrap().to_owned();
     assert!(why.contains("by another process with the same keys"), "{why}");
     assert_eq!(lower_ttl(&one, 3300).await.status, 200);
+    let (_, status) = said(&["store", "status", "--store", &url]);
+    assert!(status.lines().count() == 2 && status.contains(" alive"), "{status}");
     // When the first is gone for good, the second takes its log over.
     one.kill();
     let since = Instant::now();

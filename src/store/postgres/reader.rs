@@ -3,13 +3,14 @@
 //! A small pool; each call is one read-only transaction, so that it works through a pooler, or one statement where there is
 //! none.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::postgres::{PgPool, PgPoolOptions, PgRow, Postgres};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection as _, QueryBuilder, Row as _};
 
-use super::super::{ChangeQuery, ChangeRow, Error, Standing, StoredEntry, TokenRow};
+use super::super::{ChangeQuery, ChangeRow, Error, LogRow, Standing, StoredEntry, TokenRow};
 use super::{
     Arguments, ENTRY, Server, TOKENS, inside, setup, signed, stored, target, token, unsigned, within,
 };
@@ -157,6 +158,31 @@ impl Reader {
         let mut text = QueryBuilder::<Postgres>::new(COLUMNS);
         text.push("WHERE row = ANY(").push_bind(places).push(") ORDER BY row");
         changes(&self.rows(text.build()).await?)
+    }
+
+    /// Every log, by name.
+    pub async fn logs(&self) -> Result<Vec<LogRow>, Error> {
+        let logs = sqlx::query(
+            "SELECT h.origin, h.size, h.leased_until - patchwarden_now(), m.value FROM log_head h \
+             LEFT JOIN log_meta m ON m.origin = h.origin AND m.key = 'closed' ORDER BY h.origin COLLATE \"C\"",
+        );
+        let logs = self.rows(logs).await?;
+        let pending = "SELECT origin, COUNT(*) FROM changes WHERE outcome = 'pending' GROUP BY origin";
+        let pending = self.rows(sqlx::query(pending)).await?;
+        let read = || {
+            let pending: HashMap<String, i64> = pending
+                .iter()
+                .map(|row| Ok::<_, sqlx::Error>((row.try_get(0)?, row.try_get(1)?)))
+                .collect::<Result<_, _>>()?;
+            let log = |row: &PgRow| {
+                let origin: String = row.try_get(0)?;
+                let pending = unsigned(pending.get(&origin).copied().unwrap_or(0));
+                let (size, leased_for) = (unsigned(row.try_get(1)?), Some(row.try_get(2)?));
+                Ok(LogRow { origin, size, leased_for, pending, succeeded_by: row.try_get(3)? })
+            };
+            logs.iter().map(log).collect::<Result<_, _>>()
+        };
+        read().map_err(|error: sqlx::Error| inside(&error))
     }
 
     /// The text of a bundle that was in force.

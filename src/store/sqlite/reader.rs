@@ -3,6 +3,7 @@
 //! Read-only connections: the pool may be open while a gateway writes, in the same process or another. Each call is one
 //! statement, so that no read transaction holds the WAL back.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, QueryBuilder, Row as _};
 
-use super::super::{ChangeQuery, ChangeRow, Error, Standing, StoredEntry, TokenRow};
+use super::super::{ChangeQuery, ChangeRow, Error, LogRow, Standing, StoredEntry, TokenRow};
 use super::{ENTRY, TOKENS, entry_at, inside, inspect, opening, signed, stored, target, token, unsigned};
 
 const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, \
@@ -147,6 +148,27 @@ impl Reader {
             found.extend(row.as_ref().map(change).transpose().map_err(|error| inside(&error))?);
         }
         Ok(found)
+    }
+
+    /// Every log, by name.
+    pub async fn logs(&self) -> Result<Vec<LogRow>, Error> {
+        let read = async {
+            let logs: Vec<(String, i64, Option<String>)> = sqlx::query_as(
+                "SELECT h.origin, h.size, m.value FROM log_head h \
+                 LEFT JOIN log_meta m ON m.origin = h.origin AND m.key = 'closed' ORDER BY h.origin",
+            )
+            .fetch_all(&self.0)
+            .await?;
+            let pending = "SELECT origin, COUNT(*) FROM changes WHERE outcome = 'pending' GROUP BY origin";
+            let pending: Vec<(String, i64)> = sqlx::query_as(pending).fetch_all(&self.0).await?;
+            Ok((logs, pending.into_iter().collect::<HashMap<_, _>>()))
+        };
+        let (logs, pending) = read.await.map_err(|error: sqlx::Error| inside(&error))?;
+        let log = |(origin, size, succeeded_by): (String, i64, Option<String>)| {
+            let pending = unsigned(pending.get(&origin).copied().unwrap_or(0));
+            LogRow { origin, size: unsigned(size), leased_for: None, pending, succeeded_by }
+        };
+        Ok(logs.into_iter().map(log).collect())
     }
 
     /// The text of a bundle that was in force.
