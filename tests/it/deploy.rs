@@ -49,6 +49,12 @@ fn every_command_in_the_deployment_files_exists_with_its_flags() {
     for gateway in gateways().into_iter().filter(|gateway| !gateway.arguments.is_empty()) {
         check_command(&[image.entrypoint.clone(), gateway.arguments].concat(), &gateway.place);
     }
+    for job in kubernetes().iter().filter(|document| document["kind"] == "Job") {
+        for container in list(&job["spec"]["template"]["spec"]["containers"]) {
+            let arguments = list(&container["args"]).iter().map(text).collect();
+            check_command(&[image.entrypoint.clone(), arguments].concat(), &format!("{KUBERNETES}: Job"));
+        }
+    }
 }
 
 #[test]
@@ -194,7 +200,7 @@ fn infisical_has_no_door_of_its_own() {
             "{KUBERNETES}: how the gateway is published is not for this file to say"
         );
     }
-    for document in documents.iter().filter(|document| document["kind"] == "Deployment") {
+    for document in documents.iter().filter(is_gateway) {
         let pod = &document["spec"]["template"]["spec"];
         assert!(pod["hostNetwork"].is_null() && pod["hostPID"].is_null(), "{document}");
         for container in list(&pod["containers"]).iter().filter(|container| container["name"] == "infisical")
@@ -215,16 +221,16 @@ fn infisical_has_no_door_of_its_own() {
 #[test]
 fn each_form_in_kubernetes_is_complete_by_itself() {
     let documents = kubernetes();
-    for form in ["gateway", "sidecar"] {
+    let alone = ["PersistentVolumeClaim", "Deployment"];
+    let together = ["StatefulSet", "Job", "PodDisruptionBudget"];
+    for (form, kinds_of_it) in [("gateway", &alone[..]), ("sidecar", &alone[..]), ("fleet", &together[..])] {
         let ours: Vec<&Value> = documents
             .iter()
             .filter(|document| document["metadata"]["labels"]["patchwarden/form"] == form)
             .collect();
         let kinds: Vec<&str> = ours.iter().filter_map(|document| document["kind"].as_str()).collect();
-        for kind in
-            ["Namespace", "ConfigMap", "PersistentVolumeClaim", "Deployment", "Service", "NetworkPolicy"]
-        {
-            assert!(kinds.contains(&kind), "{KUBERNETES}: form {form} without {kind}");
+        for kind in ["Namespace", "ConfigMap", "Service", "NetworkPolicy"].iter().chain(kinds_of_it) {
+            assert!(kinds.contains(kind), "{KUBERNETES}: form {form} without {kind}");
         }
         let namespaces: BTreeSet<&str> = ours
             .iter()
@@ -258,9 +264,14 @@ fn the_log_has_one_writer_on_a_volume_of_its_own() {
             assert_eq!(name, "patchwarden.toml", "{}: the key of the ConfigMap", gateway.place);
         }
     }
-    for document in kubernetes().iter().filter(|document| document["kind"] == "Deployment") {
-        assert_eq!(document["spec"]["replicas"], json!(1), "{document}");
-        assert_eq!(document["spec"]["strategy"]["type"], json!("Recreate"), "{document}");
+    for document in kubernetes().iter().filter(is_gateway) {
+        if document["kind"] == "Deployment" {
+            assert_eq!(document["spec"]["replicas"], json!(1), "{document}");
+            assert_eq!(document["spec"]["strategy"]["type"], json!("Recreate"), "{document}");
+        } else {
+            let claims = list(&document["spec"]["volumeClaimTemplates"]);
+            assert_eq!(claims[0]["metadata"]["name"], "data", "each Pod has a data folder of its own");
+        }
         assert_eq!(document["spec"]["template"]["spec"]["enableServiceLinks"], json!(false), "{document}");
     }
 }
@@ -441,11 +452,11 @@ fn gateways() -> Vec<Gateway> {
         pod: Value::Null,
     }];
     let documents = kubernetes();
-    for document in documents.iter().filter(|document| document["kind"] == "Deployment") {
+    for document in documents.iter().filter(is_gateway) {
         let form = text(&document["metadata"]["labels"]["patchwarden/form"]);
         let pod = &document["spec"]["template"]["spec"];
         let map = documents.iter().find(|map| {
-            map["kind"] == "ConfigMap" && map["metadata"]["namespace"] == document["metadata"]["namespace"]
+            map["kind"] == "ConfigMap" && text(&map["metadata"]["labels"]["patchwarden/form"]) == form
         });
         for container in
             list(&pod["containers"]).iter().filter(|container| container["name"] == "patchwarden")
@@ -464,8 +475,13 @@ fn gateways() -> Vec<Gateway> {
             });
         }
     }
-    assert_eq!(found.len(), 3, "Compose and two forms in Kubernetes");
+    assert_eq!(found.len(), 4, "Compose and three forms in Kubernetes");
     found
+}
+
+/// What runs gateways: one Pod with a file, or several on one PostgreSQL.
+fn is_gateway(document: &&Value) -> bool {
+    document["kind"] == "Deployment" || document["kind"] == "StatefulSet"
 }
 
 /// Every variable the binary knows, with the setting it stands for, from its own list of settings.
@@ -512,7 +528,7 @@ fn settings_of(table: &toml::Table, section: &str) -> Vec<String> {
 
 /// Runs the command's own `--help` and looks for its flags there.
 fn check_command(words: &[String], place: &str) {
-    let deep = if ["token", "policy"].contains(&words[1].as_str()) { 3 } else { 2 };
+    let deep = if ["token", "policy", "store"].contains(&words[1].as_str()) { 3 } else { 2 };
     let mut help = words[1..deep.min(words.len())].to_vec();
     help.push("--help".to_owned());
     let output = run(&help, &BTreeMap::new());
