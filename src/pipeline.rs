@@ -494,10 +494,16 @@ impl Gateway {
 
     fn unsettled(&self, hold: &Hold) -> Refusal {
         let seconds = settle::wait(hold, self.clock.now(), self.late_write_limit);
-        let detail = format!(
-            "The end of an earlier change of this identity (change {}) was not seen and it may still land; it can be settled in {seconds} s. Removing the JWT Auth is possible at any time",
-            hold.intent.change
-        );
+        let change = &hold.intent.change;
+        let detail = if hold.abandoned {
+            format!(
+                "Another gateway went away in the middle of an earlier change of this identity (change {change}), which may still land; it can be settled in {seconds} s"
+            )
+        } else {
+            format!(
+                "The end of an earlier change of this identity (change {change}) was not seen and it may still land; it can be settled in {seconds} s. Removing the JWT Auth is possible at any time"
+            )
+        };
         Refusal::new(Code::TargetUnsettled, detail).retry_after(seconds)
     }
 

@@ -14,7 +14,7 @@ use crate::support::certificates::{Authority, Issued};
 use crate::support::client::raw_request;
 use crate::support::gateway::{Gateway, Setup, change_of, program};
 use crate::support::postgres::{self, GATEWAY, OWNER, Pooler, Proxy, Server, When};
-use crate::support::upstream::Upstream;
+use crate::support::upstream::{Act, Upstream};
 use crate::support::{IDENTITY, eventually, good_attach, good_patch, jwt_auth_path, machine_token};
 
 /// A gateway on that store; its lease is short, so that tests need not wait for long.
@@ -909,4 +909,51 @@ async fn a_history_moves_to_postgresql_byte_for_byte_and_goes_on_there() {
     assert!(code == Some(3) && text.contains("knows the log") && text.contains("another end"), "{text}");
     let count = postgres::shared().sql(&database, "SELECT COUNT(*) FROM changes WHERE kind = 'attempt'");
     assert_eq!(count, "14");
+}
+
+#[tokio::test]
+async fn what_a_gateway_that_never_comes_back_left_open_is_settled_by_another() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let url = postgres::shared().url(GATEWAY, &postgres::fresh_store());
+    let (mut one, two) = (on(&upstream, &url).start().await, on(&upstream, &url).start().await);
+    upstream.script("PATCH", Act::StallForever);
+    let (addr, path) = (one.addr(), jwt_auth_path(IDENTITY));
+    let body = good_patch(&json!({"accessTokenTTL": 3000}));
+    let raw = raw_request(
+        addr,
+        "PATCH",
+        &path,
+        &[("authorization", &format!("Bearer {}", one.token))],
+        Some(&body),
+    );
+    let lost = tokio::spawn(patient_send(addr, raw));
+    upstream.wait_for_writes(1).await;
+    one.kill();
+    assert!(lost.await.unwrap().is_none());
+    // As long as its lease runs it may only be slow; then it is gone, and what it sent may still land.
+    let since = Instant::now();
+    let refused = loop {
+        let answer = lower_ttl(&two, 2900).await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        if answer.json()["code"] == "target.unsettled" {
+            break answer;
+        }
+        assert_eq!(answer.json()["code"], "target.busy");
+    };
+    assert!(refused.text().contains("Another gateway went away"), "{}", refused.text());
+    assert!(since.elapsed() < Duration::from_secs(6), "the lease is 2 s");
+    while lower_ttl(&two, 2900).await.status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(15), "it is never settled");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(since.elapsed() > Duration::from_secs(3), "not before it could no longer land");
+    let changes = one_history(&two, &url);
+    let first = changes.last().unwrap();
+    assert_eq!(
+        (&first["outcome"], &first["settlement"]["result"]),
+        (&json!("unknown"), &json!("not_applied"))
+    );
+    let origin = |place: &str| first["log"][place]["origin"].clone();
+    assert_ne!(origin("attempt"), origin("outcome"), "it is the other one's log that says so");
 }
