@@ -11,6 +11,7 @@ mod fold;
 pub mod query;
 mod record;
 mod tree;
+pub mod verify;
 mod writer;
 
 use std::collections::{HashMap, HashSet};

@@ -17,6 +17,7 @@ mod serve;
 mod show;
 mod store;
 mod token;
+mod verify;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -99,6 +100,14 @@ enum Command {
         settings: Settings,
         #[command(flatten)]
         args: show::Args,
+    },
+    /// Check every log of the store: names the first entry that is wrong
+    #[command(after_help = "Example: patchwarden verify")]
+    Verify {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: verify::Args,
     },
     /// Make, list and revoke admin tokens
     #[command(after_help = "Example: patchwarden token create --role reader --name auditor")]
@@ -240,6 +249,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Health { settings, args } => health::run(&args, &settings.load(false)?).await,
         Command::History { settings, args } => history::run(&args, &settings.load(false)?).await,
         Command::Show { settings, args } => show::run(&args, &settings.load(false)?).await,
+        Command::Verify { settings, args } => verify::run(&args, &settings.load(false)?).await,
         Command::Token { settings, args } => token::run(&args, &settings.load(false)?).await,
         Command::Scan { settings, args } => scan::run(&args, &settings.load(true)?).await,
         Command::Store { settings, args } => store::run(&args, &settings.load(false)?).await,

@@ -192,6 +192,8 @@ pub struct LogRow {
     pub origin: String,
     /// Number of its entries.
     pub size: u64,
+    /// The stored frontier.
+    pub frontier: Vec<u8>,
     /// Microseconds until its lease ends, below zero since it ended; `None` where there are no leases.
     pub leased_for: Option<i64>,
     /// Attempts without outcome.

@@ -81,7 +81,12 @@ impl Reader {
         either!(self, reader => reader.numbered(index).await)
     }
 
-    /// Every log, by name.
+    /// Entries of a log from a number on, at most 1 000.
+    pub async fn entries_of(&self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
+        either!(self, reader => reader.entries_of(origin, from).await)
+    }
+
+    /// Every log, by name, all at one moment.
     pub async fn logs(&self) -> Result<Vec<LogRow>, Error> {
         either!(self, reader => reader.logs().await)
     }

@@ -84,6 +84,10 @@ async fn two_gateways_write_one_history() {
     let replayed = one.cli_ok(&["policy", "replay", "--format", "json", "--store", &url]);
     let replayed: Value = serde_json::from_str(&replayed).unwrap();
     assert_eq!(replayed["unchanged"]["allow"], 6, "{replayed}");
+    let verified = one.cli_ok(&["verify", "--format", "json", "--store", &url]);
+    let verified: Value = serde_json::from_str(&verified).unwrap();
+    assert_eq!(verified["logs"].as_array().map(Vec::len), Some(2));
+    assert!(verified["logs"].as_array().unwrap().iter().all(|log| log["fault"].is_null()), "{verified}");
     // A number is one of a log's; both logs have this one.
     let number = changes[1]["log"]["attempt"]["index"].to_string();
     let output = one.cli(&["show", &number, "--store", &url]);
@@ -343,6 +347,7 @@ async fn kills_and_pauses_of_any_gateway_never_change_the_order_of_writes() {
     }
     let ids: HashMap<u64, &Value> =
         changes.iter().map(|change| (value(&change["proposed"]), change)).collect();
+    fleet.gateways[0].cli_ok(&["verify", "--store", &url]);
     let confirmed = confirmed.lock().unwrap();
     for (value, id) in confirmed.iter() {
         assert_eq!(ids[value]["id"], json!(id), "what was answered is recorded");
@@ -560,6 +565,8 @@ async fn a_standby_that_lags_when_it_is_promoted_leads_to_a_succession_and_not_t
     let status: Value = serde_json::from_str(&status).unwrap();
     let closed = status["logs"].as_array().unwrap().iter().find(|log| log["origin"] == json!(old)).unwrap();
     assert_eq!(closed["succeeded_by"], json!(new));
+    let (code, text) = said(&["verify", "--store", &standby.url(GATEWAY, "patchwarden")]);
+    assert_eq!(code, Some(0), "{text}");
     // It stays closed, also for a gateway that starts anew.
     let mut gateway = behind.gateway;
     gateway.restart().await;

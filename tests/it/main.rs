@@ -31,3 +31,4 @@ mod support_works;
 mod tidy;
 mod tls;
 mod truth;
+mod verify;

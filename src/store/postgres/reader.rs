@@ -160,10 +160,17 @@ impl Reader {
         changes(&self.rows(text.build()).await?)
     }
 
-    /// Every log, by name.
+    /// Entries of a log from a number on, at most 1 000.
+    pub async fn entries_of(&self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
+        let text = format!("{ENTRY} WHERE e.origin = $1 AND e.idx >= $2 ORDER BY e.idx LIMIT 1000");
+        let found = self.rows(sqlx::query(AssertSqlSafe(text)).bind(origin).bind(signed(from))).await?;
+        found.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// Every log, by name, all at one moment.
     pub async fn logs(&self) -> Result<Vec<LogRow>, Error> {
         let logs = sqlx::query(
-            "SELECT h.origin, h.size, h.leased_until - patchwarden_now(), m.value FROM log_head h \
+            "SELECT h.origin, h.size, h.leased_until - patchwarden_now(), m.value, h.frontier FROM log_head h \
              LEFT JOIN log_meta m ON m.origin = h.origin AND m.key = 'closed' ORDER BY h.origin COLLATE \"C\"",
         );
         let logs = self.rows(logs).await?;
@@ -178,7 +185,8 @@ impl Reader {
                 let origin: String = row.try_get(0)?;
                 let pending = unsigned(pending.get(&origin).copied().unwrap_or(0));
                 let (size, leased_for) = (unsigned(row.try_get(1)?), Some(row.try_get(2)?));
-                Ok(LogRow { origin, size, leased_for, pending, succeeded_by: row.try_get(3)? })
+                let (succeeded_by, frontier) = (row.try_get(3)?, row.try_get(4)?);
+                Ok(LogRow { origin, size, frontier, leased_for, pending, succeeded_by })
             };
             logs.iter().map(log).collect::<Result<_, _>>()
         };

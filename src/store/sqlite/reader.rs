@@ -150,11 +150,19 @@ impl Reader {
         Ok(found)
     }
 
-    /// Every log, by name.
+    /// Entries of a log from a number on, at most 1 000.
+    pub async fn entries_of(&self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
+        let text = format!("{ENTRY} WHERE e.origin = ? AND e.idx >= ? ORDER BY e.idx LIMIT 1000");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(from));
+        let rows = rows.fetch_all(&self.0).await.map_err(|error| inside(&error))?;
+        rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// Every log, by name, all at one moment.
     pub async fn logs(&self) -> Result<Vec<LogRow>, Error> {
         let read = async {
-            let logs: Vec<(String, i64, Option<String>)> = sqlx::query_as(
-                "SELECT h.origin, h.size, m.value FROM log_head h \
+            let logs: Vec<(String, i64, Option<String>, Vec<u8>)> = sqlx::query_as(
+                "SELECT h.origin, h.size, m.value, h.frontier FROM log_head h \
                  LEFT JOIN log_meta m ON m.origin = h.origin AND m.key = 'closed' ORDER BY h.origin",
             )
             .fetch_all(&self.0)
@@ -164,9 +172,9 @@ impl Reader {
             Ok((logs, pending.into_iter().collect::<HashMap<_, _>>()))
         };
         let (logs, pending) = read.await.map_err(|error: sqlx::Error| inside(&error))?;
-        let log = |(origin, size, succeeded_by): (String, i64, Option<String>)| {
+        let log = |(origin, size, succeeded_by, frontier): (String, i64, Option<String>, Vec<u8>)| {
             let pending = unsigned(pending.get(&origin).copied().unwrap_or(0));
-            LogRow { origin, size: unsigned(size), leased_for: None, pending, succeeded_by }
+            LogRow { origin, size: unsigned(size), frontier, leased_for: None, pending, succeeded_by }
         };
         Ok(logs.into_iter().map(log).collect())
     }

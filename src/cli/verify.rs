@@ -1,0 +1,64 @@
+//! `patchwarden verify`: reads the store without the gateway and says whether it tells one story.
+//!
+//! Each log on a line, with what is wrong first; then what that proves. Ends with 1 when something is wrong.
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use super::out::{Progress, print};
+use super::{UNABLE, WRONG};
+use crate::app::Failure;
+use crate::audit::verify::{self, Verified};
+use crate::config::Config;
+use crate::store::Error;
+
+/// How it is printed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// One object: logs
+    Json,
+}
+
+/// What `verify` takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How it is printed
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
+    let mut progress = Progress::new("entries", None);
+    let found = verify::run(&config.store, |read| progress.advance(read)).await;
+    progress.end();
+    let found = found.map_err(|error: Error| Failure { code: UNABLE, message: error.to_string() })?;
+    print(&match args.format {
+        Format::Text => text(&found),
+        Format::Json => format!("{:#}\n", json!({"logs": found.iter().map(shown).collect::<Vec<_>>()})),
+    })?;
+    Ok(if found.iter().any(|log| log.fault.is_some()) { WRONG } else { 0 })
+}
+
+fn text(found: &[Verified]) -> String {
+    let mut text = String::new();
+    for log in found {
+        text += &match &log.fault {
+            None => format!("ok     {}: {} entries, root {}\n", log.origin, log.size, log.root),
+            Some(fault) => match fault.index {
+                Some(index) => format!("WRONG  {}: entry {index}: {}\n", log.origin, fault.what),
+                None => format!("WRONG  {}: {}\n", log.origin, fault.what),
+            },
+        };
+    }
+    if found.iter().all(|log| log.fault.is_none()) {
+        text += "Each log is consistent in itself up to that entry. That nobody rewrote it whole rests on the host and its keys: heads are not signed yet.\n";
+    }
+    text
+}
+
+fn shown(log: &Verified) -> Value {
+    let fault = log.fault.as_ref().map(|fault| json!({"index": fault.index, "what": fault.what}));
+    json!({"origin": log.origin, "size": log.size, "root": log.root, "fault": fault})
+}
