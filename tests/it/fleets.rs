@@ -586,10 +586,10 @@ async fn a_gateway_that_stands_still_within_a_transaction_holds_up_its_own_targe
     behind.upstream.estate().add_identity(OTHER);
     behind.upstream.attach(OTHER, &good_attach());
     let held = format!(
-        "BEGIN; SELECT 1 FROM targets WHERE key = 'identity/{IDENTITY}' FOR UPDATE; SELECT pg_sleep(8); COMMIT"
+        "BEGIN; SELECT 1 FROM targets WHERE key = 'identity/{IDENTITY}' FOR UPDATE; SELECT pg_sleep(60); COMMIT"
     );
     std::thread::scope(|scope| {
-        let holding = scope.spawn(|| behind.server.sql("patchwarden", &held));
+        let holding = scope.spawn(|| behind.server.try_sql("postgres", "patchwarden", &held));
         let meanwhile = async {
             let sleeping = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
             eventually(|| behind.server.sql("patchwarden", sleeping) == "1").await;
@@ -602,6 +602,8 @@ async fn a_gateway_that_stands_still_within_a_transaction_holds_up_its_own_targe
             assert_eq!((mine.status, &mine.json()["code"]), (503, &json!("target.busy")), "{}", mine.text());
             assert_eq!(other.status, 200, "{}", other.text());
             assert!(!holding.is_finished(), "it was held all the while");
+            let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            behind.server.sql("postgres", end);
         };
         tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(meanwhile));
     });
