@@ -130,8 +130,8 @@ struct Shared {
     jobs: mpsc::UnboundedSender<Job>,
     status: watch::Sender<Status>,
     reader: RwLock<Option<Reader>>,
-    /// Indices of intents that a living task will finish.
-    owned: Mutex<HashSet<u64>>,
+    /// Intents that a living task will finish.
+    owned: Mutex<HashSet<EntryRef>>,
     /// Changes whose client was refused while their intent may still be committed: the intent is their record.
     late: Mutex<HashSet<ChangeId>>,
     /// When the end of an intent of this process was not seen, by the clock that does not step.
@@ -183,7 +183,7 @@ impl Declared {
 /// Keeps recovery away from an intent that a living task will finish, and calls it when that task is lost.
 struct Owned {
     shared: Arc<Shared>,
-    index: u64,
+    intent: EntryRef,
     finished: bool,
 }
 
@@ -191,7 +191,7 @@ impl Drop for Owned {
     fn drop(&mut self) {
         // Finished: it stays owned until the writer has its outcome.
         if !self.finished {
-            self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.index);
+            self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.intent);
             let (reply, _) = oneshot::channel();
             let group = Group { orphaned: true, ..Group::default() };
             let _ = self.shared.jobs.send(Job { group, must: true, attempt: false, reply });
@@ -490,12 +490,8 @@ impl Audit {
 
     fn declared(&self, written: &Written, intended: Intended) -> Declared {
         let entry = EntryRef { origin: written.origin.clone(), index: written.last };
-        Declared {
-            entry,
-            intended,
-            held_until: written.held_until,
-            owned: Owned { shared: self.0.clone(), index: written.last, finished: false },
-        }
+        let owned = Owned { shared: self.0.clone(), intent: entry.clone(), finished: false };
+        Declared { entry, intended, held_until: written.held_until, owned }
     }
 
     /// Records what became of a governed write and opens its target again, or keeps it held when that is not known.

@@ -392,15 +392,15 @@ impl Writer {
 
     fn answer(&self, jobs: Vec<(Job, Written)>) {
         for (job, written) in jobs {
-            let index = written.last;
+            let intent = EntryRef { origin: written.origin.clone(), index: written.last };
             let owned = || self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner);
             if job.attempt {
-                owned().insert(index);
+                owned().insert(intent.clone());
             }
             self.disown(&job.group);
             // Nobody waits for it any more: recovery will find it.
             if job.reply.send(Ok(written)).is_err() && job.attempt {
-                owned().remove(&index);
+                owned().remove(&intent);
             }
         }
     }
@@ -408,8 +408,9 @@ impl Writer {
     /// The outcomes of a group are written, or are there already.
     fn disown(&self, group: &Group) {
         let mut owned = self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner);
-        let finished: Vec<u64> = group.entries.iter().filter_map(of_index).collect();
-        owned.retain(|index| !finished.contains(index));
+        for intent in group.entries.iter().filter_map(finishes) {
+            owned.remove(intent);
+        }
     }
 
     /// Outcomes for the intents that no living task and no waiting group will finish: ours, and those of logs whose gateway
@@ -417,8 +418,8 @@ impl Writer {
     async fn recover(&mut self) -> Result<(), store::Error> {
         let Some(log) = &mut self.log else { return Ok(()) };
         let owned = self.shared.owned.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let waiting: Vec<u64> =
-            self.backlog.iter().flat_map(|job| &job.group.entries).filter_map(of_index).collect();
+        let waiting: Vec<EntryRef> =
+            self.backlog.iter().flat_map(|job| &job.group.entries).filter_map(finishes).cloned().collect();
         let ours = log.database.pending(&log.origin).await?;
         let ours = ours.into_iter().map(|index| store::Abandoned {
             origin: log.origin.clone(),
@@ -429,7 +430,8 @@ impl Writer {
         let now = self.shared.clock.now();
         let mut groups = Vec::new();
         for left in ours.chain(others) {
-            if owned.contains(&left.index) || waiting.contains(&left.index) {
+            let intent = EntryRef { origin: left.origin.clone(), index: left.index };
+            if owned.contains(&intent) || waiting.contains(&intent) {
                 continue;
             }
             let since = Time(now.0 - i64::try_from(left.since.as_micros()).unwrap_or(0));
@@ -601,11 +603,9 @@ fn lock(path: &std::path::Path) -> Result<File, store::Error> {
     }
 }
 
-fn of_index(entry: &Unsealed) -> Option<u64> {
-    match &entry.of {
-        Some(of) if entry.kind == "outcome" => Some(of.index),
-        _ => None,
-    }
+/// The intent an entry is the outcome of.
+fn finishes(entry: &Unsealed) -> Option<&EntryRef> {
+    entry.of.as_ref().filter(|_| entry.kind == "outcome")
 }
 
 /// The outcome of an intent whose task is gone: nobody saw its end, and from `since` on it can be late.

@@ -966,3 +966,44 @@ async fn what_a_gateway_that_never_comes_back_left_open_is_settled_by_another() 
     let origin = |place: &str| first["log"][place]["origin"].clone();
     assert_ne!(origin("attempt"), origin("outcome"), "it is the other one's log that says so");
 }
+
+/// Entries of different logs have the same numbers: what is written of one is not taken for the other.
+#[tokio::test]
+async fn a_change_in_flight_is_not_mistaken_for_another_logs_of_the_same_number() {
+    const OTHER: &str = "0b9c3a52-7d3f-4f7e-9a43-000000000001";
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    upstream.estate().add_identity(OTHER);
+    upstream.attach(OTHER, &good_attach());
+    let url = postgres::shared().url(GATEWAY, &postgres::fresh_store());
+    let (mut one, two) = (on(&upstream, &url).start().await, on(&upstream, &url).start().await);
+    upstream.script("PATCH", Act::StallForever);
+    let lost = async { patient_send(one.addr(), patch_of(&one, IDENTITY)).await };
+    let kept = async {
+        upstream.wait_for_writes(1).await;
+        upstream.script("PATCH", Act::ApplyThenStall(Duration::from_secs(8)));
+        let sent = patient_send(two.addr(), patch_of(&two, OTHER));
+        let killed = async {
+            upstream.wait_for_writes(2).await;
+            one.signal("KILL");
+        };
+        tokio::join!(sent, killed).0
+    };
+    let (lost, kept) = tokio::join!(lost, kept);
+    assert!(lost.is_none());
+    assert_eq!(kept.expect("an answer").status, 200);
+    one.kill();
+    let changes = one_history(&two, &url);
+    let outcome = |identity: &str| {
+        let change = changes.iter().find(|change| change["target"]["id"] == json!(identity)).unwrap();
+        (change["log"]["attempt"]["index"].clone(), change["outcome"].clone())
+    };
+    let ((one, unknown), (two, applied)) = (outcome(IDENTITY), outcome(OTHER));
+    assert_eq!((one, unknown, applied), (two, json!("unknown"), json!("applied")));
+}
+
+fn patch_of(gateway: &Gateway, identity: &str) -> Vec<u8> {
+    let body = good_patch(&json!({"accessTokenTTL": 3000}));
+    let token = format!("Bearer {}", gateway.token);
+    raw_request(gateway.addr(), "PATCH", &jwt_auth_path(identity), &[("authorization", &token)], Some(&body))
+}
