@@ -10,7 +10,7 @@ use super::query::{Facts, Projected, project};
 use super::tree::Frontier;
 use crate::json;
 use crate::keys;
-use crate::store::{self, Database, EntryRow, Error, Head, Location, StoredEntry};
+use crate::store::{self, Database, EntryRow, Error, Head, Location, Reader, StoredEntry};
 use serde_json::Value;
 
 /// What became of one log.
@@ -37,6 +37,7 @@ pub async fn run(from: &Location, to: &Location) -> Result<Vec<Copied>, Error> {
     if from.is_missing() {
         return Err(Error::Wait(format!("{from} does not exist")));
     }
+    nobody_writes(from).await?;
     let mut source = Database::open(from, false).await?;
     let mut target = Database::open(to, true).await?;
     let copied = copy(&mut source, &mut target).await;
@@ -224,6 +225,18 @@ async fn logs(database: &mut Database) -> Result<Vec<(String, Head)>, Error> {
 
 fn same(one: &Head, other: &Head) -> bool {
     one.size == other.size && one.frontier == other.frontier
+}
+
+/// A store that gateways share has no lock file; their leases say who is alive.
+async fn nobody_writes(location: &Location) -> Result<(), Error> {
+    let reader = Reader::open(location).await?;
+    let logs = reader.logs().await;
+    reader.close().await;
+    let alive = logs?.into_iter().find(|log| log.leased_for.is_some_and(|left| left > 0));
+    alive.map_or(Ok(()), |log| {
+        let origin = log.origin;
+        Err(Error::Wait(format!("{location} is being written by the gateway of {origin}; stop it first")))
+    })
 }
 
 /// Nobody writes an SQLite file meanwhile.

@@ -498,6 +498,10 @@ impl Writer {
     /// What could not be written: the log is down when it is more than one refused group.
     async fn give_up(&mut self, jobs: Vec<Job>, error: &store::Error) {
         let alone = jobs.len() == 1;
+        // Rows that were not to be read in time are read at the next look.
+        if jobs.is_empty() && matches!(error, store::Error::Busy(_)) {
+            return;
+        }
         if alone && matches!(error, store::Error::Busy(_)) {
             for job in jobs {
                 if job.must {

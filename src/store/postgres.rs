@@ -213,10 +213,9 @@ impl Database {
     pub async fn entry(&mut self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
         self.begin().await?;
         let text = format!("{ENTRY} WHERE e.origin = $1 AND e.idx = $2");
-        let found =
-            self.rows(sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(index))).await?;
+        let found = self.rows(sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(index))).await;
         self.rollback().await?;
-        found.first().map(stored).transpose().map_err(|error| inside(&error))
+        found?.first().map(stored).transpose().map_err(|error| inside(&error))
     }
 
     /// Whether an intent has its outcome.
@@ -371,14 +370,20 @@ impl Database {
         self.begin().await?;
         let query =
             sqlx::query_as("SELECT idx FROM changes WHERE outcome = 'pending' AND origin = $1 ORDER BY row");
-        let found: Vec<(i64,)> = self.all(query.bind(origin)).await?;
+        let found: Result<Vec<(i64,)>, Error> = self.all(query.bind(origin)).await;
         self.rollback().await?;
-        Ok(found.into_iter().map(|(index,)| unsigned(index)).collect())
+        Ok(found?.into_iter().map(|(index,)| unsigned(index)).collect())
     }
 
     /// Pending attempts of other logs, whose lease ended longer ago than `late`.
     pub async fn abandoned(&mut self, origin: &str, late: Duration) -> Result<Vec<Abandoned>, Error> {
         self.begin().await?;
+        let found = self.left_open(origin, late).await;
+        self.rollback().await?;
+        found
+    }
+
+    async fn left_open(&mut self, origin: &str, late: Duration) -> Result<Vec<Abandoned>, Error> {
         let query = sqlx::query_as(
             "SELECT origin, patchwarden_now() - leased_until FROM log_head \
              WHERE origin <> $1 AND leased_until + $2 < patchwarden_now()",
@@ -389,7 +394,6 @@ impl Database {
             "SELECT origin, idx FROM changes WHERE outcome = 'pending' AND origin = ANY($1) ORDER BY row LIMIT 256",
         );
         let found: Vec<(String, i64)> = self.all(query.bind(origins)).await?;
-        self.rollback().await?;
         let since =
             |origin: &str| gone.iter().find(|(gone, _)| gone == origin).map_or(0, |(_, since)| *since);
         let abandoned = |(origin, index): (String, i64)| {
@@ -402,9 +406,9 @@ impl Database {
     /// The projection's version.
     pub async fn projection_version(&mut self) -> Result<i64, Error> {
         self.begin().await?;
-        let version = self.one(sqlx::query_scalar("SELECT version FROM projection")).await?;
+        let version = self.one(sqlx::query_scalar("SELECT version FROM projection")).await;
         self.rollback().await?;
-        Ok(version.unwrap_or(0))
+        Ok(version?.unwrap_or(0))
     }
 
     /// Empties the projection and notes the version it will be rebuilt in. Whoever else writes waits.

@@ -612,6 +612,34 @@ async fn a_gateway_that_stands_still_within_a_transaction_holds_up_its_own_targe
     behind.is_whole();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projection_that_is_locked_holds_changes_up_and_does_not_close_the_log() {
+    let behind = Behind::start().await;
+    let ours = on(&behind.upstream, &behind.server.url(GATEWAY, "patchwarden")).start().await;
+    assert_eq!(lower_ttl(&ours, 3000).await.status, 200);
+    let held = "BEGIN; LOCK TABLE changes IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(60); COMMIT";
+    std::thread::scope(|scope| {
+        scope.spawn(|| behind.server.try_sql("postgres", "patchwarden", held));
+        let meanwhile = async {
+            let sleeping = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            eventually(|| behind.server.sql("patchwarden", sleeping) == "1").await;
+            let writes = behind.upstream.writes().len();
+            assert_eq!(lower_ttl(&ours, 2900).await.status, 503);
+            assert_eq!(behind.upstream.writes().len(), writes, "nothing is forwarded");
+            let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+            behind.server.sql("postgres", end);
+            let since = Instant::now();
+            while lower_ttl(&ours, 2800).await.status != 200 {
+                assert!(since.elapsed() < Duration::from_secs(10), "it never goes on");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(meanwhile));
+    });
+    assert!(ours.events("degraded").is_empty(), "{:?}", ours.events("degraded"));
+    behind.is_whole();
+}
+
 #[tokio::test]
 async fn a_restored_backup_is_noticed_by_a_gateway_that_starts_anew() {
     let server = Server::start();
@@ -859,6 +887,18 @@ async fn a_password_is_read_from_its_file_anew_and_shown_nowhere() {
         assert!(since.elapsed() < Duration::from_secs(10), "it never logs in");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    // Rotated under a gateway that runs: its open connections are gone, and new ones know the new password.
+    let token = gateway.admin_token("reader");
+    strict.server.sql("postgres", &format!("ALTER ROLE {GATEWAY} PASSWORD 'hunter2-again'"));
+    std::fs::write(&password, "hunter2-again\n").unwrap();
+    let gone =
+        "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'patchwarden_gateway'";
+    strict.server.sql("postgres", gone);
+    let since = Instant::now();
+    while gateway.admin_get("/v1/changes", Some(&token)).await.status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(10), "its readers never log in again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let printed = gateway.cli_ok(&["config"]) + &gateway.logs().join("\n");
     assert!(!printed.contains("hunter2") && !printed.contains("wrong-wrong"), "{printed}");
     // In the address it is hidden, and the two together are a contradiction.
@@ -912,6 +952,9 @@ async fn a_history_moves_to_postgresql_byte_for_byte_and_goes_on_there() {
     assert_eq!(changes[0]["target"]["seq"], 14);
     assert_eq!(changes[0]["log"]["attempt"]["origin"], changes[13]["log"]["attempt"]["origin"]);
     assert_eq!(moved.admin_get("/v1/changes", Some(&token)).await.status, 200);
+    let back = format!("sqlite:{}", folder.path().join("back.db").display());
+    let (code, text) = said(&["store", "copy", "--from", &to, "--to", &back]);
+    assert!(code == Some(3) && text.contains("is being written by the gateway of"), "{text}");
     drop(moved);
     // Now the other store knows the log with another end.
     let (code, text) = said(&copy);

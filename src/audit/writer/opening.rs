@@ -63,8 +63,15 @@ impl Writer {
             began = Some(succession);
         }
         let last_at = last_time(&mut database, &origin, frontier.size()).await?;
-        if database.projection_version().await? != PROJECTION_VERSION {
-            rebuild(&mut database).await?;
+        match database.projection_version().await? {
+            known if known < PROJECTION_VERSION => rebuild(&mut database).await?,
+            PROJECTION_VERSION => {}
+            newer => {
+                return Err(store::Error::Fatal(format!(
+                    "{}: its projection was written by a newer version (form {newer}, this binary knows {PROJECTION_VERSION}); use that version",
+                    self.store
+                )));
+            }
         }
         let reader = Reader::open(&self.store).await?;
         *self.shared.reader.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(reader);
@@ -72,7 +79,12 @@ impl Writer {
         let is_first = self.origin.replace(origin.clone()).is_none();
         self.known = Some((origin.clone(), frontier.clone()));
         self.log = Some(Log { database, origin, frontier, tenure, last_at });
-        self.recover().await?;
+        if let Err(error) = self.recover().await {
+            if let Some(log) = self.log.take() {
+                log.database.close().await;
+            }
+            return Err(error);
+        }
         if is_first {
             let started = json!({"v": 1, "at": self.shared.clock.now(), "version": env!("CARGO_PKG_VERSION"),
                 "unfinished": self.backlog.len(), "size": size, "root": hex::encode(root)});

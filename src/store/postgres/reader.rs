@@ -22,7 +22,7 @@ const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, ca
 #[derive(Clone)]
 pub struct Reader {
     pool: PgPool,
-    prepared: bool,
+    server: Box<Server>,
 }
 
 impl Reader {
@@ -35,11 +35,15 @@ impl Reader {
         checked?;
         let pool = PgPoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(5));
         let pool = pool.connect_lazy_with(server.options()?);
-        Ok(Self { pool, prepared: server.prepared() })
+        Ok(Self { pool, server: Box::new(server.clone()) })
     }
 
     async fn rows(&self, query: Query<'_, Postgres, Arguments>) -> Result<Vec<PgRow>, Error> {
-        if self.prepared {
+        // With none idle a new connection is made, and a password may have been rotated since the last one.
+        if self.pool.num_idle() == 0 {
+            self.pool.set_connect_options(self.server.options()?);
+        }
+        if self.server.prepared() {
             return within(query.fetch_all(&self.pool)).await;
         }
         let read = async {
