@@ -887,18 +887,20 @@ async fn a_password_is_read_from_its_file_anew_and_shown_nowhere() {
         assert!(since.elapsed() < Duration::from_secs(10), "it never logs in");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    // Rotated under a gateway that runs: its open connections are gone, and new ones know the new password.
+    // Rotated under a gateway that runs: when a reading connection goes, the next one knows the new password.
     let token = gateway.admin_token("reader");
+    let (page, known) = ("/v1/changes", gateway.events("degraded").len());
+    assert_eq!(gateway.admin_get(page, Some(&token)).await.status, 200);
     strict.server.sql("postgres", &format!("ALTER ROLE {GATEWAY} PASSWORD 'hunter2-again'"));
     std::fs::write(&password, "hunter2-again\n").unwrap();
-    let gone =
-        "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'patchwarden_gateway'";
-    strict.server.sql("postgres", gone);
+    let readers = "SELECT COUNT(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'patchwarden_gateway' AND query = 'COMMIT'";
+    assert_ne!(strict.server.sql("postgres", readers), "0");
     let since = Instant::now();
-    while gateway.admin_get("/v1/changes", Some(&token)).await.status != 200 {
-        assert!(since.elapsed() < Duration::from_secs(10), "its readers never log in again");
+    while gateway.admin_get(page, Some(&token)).await.status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(5), "its readers never log in again");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    assert_eq!(gateway.events("degraded").len(), known, "the writer never noticed");
     let printed = gateway.cli_ok(&["config"]) + &gateway.logs().join("\n");
     assert!(!printed.contains("hunter2") && !printed.contains("wrong-wrong"), "{printed}");
     // In the address it is hidden, and the two together are a contradiction.
