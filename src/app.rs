@@ -241,7 +241,8 @@ pub async fn offline(config: &Config) -> Result<Audit, Failure> {
 fn open_keys(config: &Config) -> Result<Keys, Failure> {
     let path = config.store.path();
     let exists = path.is_some_and(|path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0));
-    let keys = Keys::open(&config.data, exists).map_err(Failure::unable)?;
+    let fingerprint = config.audit.fingerprint_key_file.as_deref();
+    let keys = Keys::open(&config.data, fingerprint, exists).map_err(Failure::unable)?;
     if let Some(folder) =
         path.and_then(std::path::Path::parent).filter(|folder| !folder.as_os_str().is_empty())
     {

@@ -52,6 +52,8 @@ const OUTCOME_WAIT: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// Name in the log's origin; default `patchwarden.invalid/<instance>`.
     pub name: Option<String>,
+    /// The key of fingerprints, where several gateways share it: not one in the data folder.
+    pub fingerprint_key_file: Option<PathBuf>,
     /// How long a change waits for its intent to be committed.
     pub commit_wait: Span,
     /// From this size of the WAL on the writer waits for the checkpoint.
@@ -68,6 +70,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             name: None,
+            fingerprint_key_file: None,
             commit_wait: Span::secs(5),
             wal_soft: Size(64 << 20),
             wal_hard: Size(512 << 20),
@@ -802,7 +805,7 @@ impl Audit {
             late_write_limit: Duration::from_secs(120),
             data: folder.to_owned(),
             settings: Settings::default(),
-            keys: Arc::new(Keys::open(folder, false).unwrap()),
+            keys: Arc::new(Keys::open(folder, None, false).unwrap()),
             clock: Clock::System,
             metrics: Arc::new(Metrics::new()),
             tasks: TaskTracker::new(),

@@ -1,7 +1,7 @@
 //! The data folder and the keys in it: what makes an instance itself.
 //!
-//! `fingerprint.key` keys every digest of what people sent, so that a stored fingerprint cannot be guessed back;
-//! `log.key` (Ed25519) binds the log to this instance; `instance` is its name; `lock` keeps a second process out.
+//! `fingerprint.key` keys every digest of what people sent, so that a stored fingerprint cannot be guessed back; gateways
+//! that share a store share it too, as a file of its own, for they compare what they recorded. `log.key` (Ed25519) binds the log to this instance; `instance` is its name; `lock` keeps a second process out.
 //! Folder 0700, files 0600. A folder that lost some of them is an error that names the way out: a fresh key beside an
 //! old log would silently make its fingerprints incomparable.
 
@@ -45,6 +45,16 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The file that was named for it holds no key.
+    #[error(
+        "audit.fingerprint_key_file: {path}: {what}; it holds 32 random bytes as 64 hexadecimal digits, as `openssl rand -hex 32` makes them"
+    )]
+    Fingerprint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
 }
 
 /// The keys of one instance, in memory.
@@ -56,25 +66,22 @@ pub struct Keys {
 
 impl Keys {
     /// Opens the folder, creating it and its keys when it is new. `log_exists` says that the store beside it already
-    /// holds a log: then nothing may be created.
-    pub fn open(folder: &Path, log_exists: bool) -> Result<Self, Error> {
+    /// holds a log: then nothing may be created. The key of fingerprints is in the folder unless a file of its own is
+    /// named.
+    pub fn open(folder: &Path, fingerprint: Option<&Path>, log_exists: bool) -> Result<Self, Error> {
+        let fingerprint = fingerprint.map(read_fingerprint).transpose()?;
         make_folder(folder)?;
         let fresh = ![FINGERPRINT, LOG, INSTANCE].iter().any(|name| folder.join(name).exists());
         if fresh && !log_exists {
-            create(folder)?;
+            create(folder, fingerprint.is_none())?;
         }
-        Self::read(folder)
-    }
-
-    /// Opens the folder as it is.
-    pub fn read(folder: &Path) -> Result<Self, Error> {
-        let fingerprint = read_file(folder, FINGERPRINT)?;
-        let secret = hex::decode(fingerprint.trim()).ok().filter(|key| key.len() == 32);
-        let secret = secret.ok_or_else(|| Error::Unreadable { path: folder.join(FINGERPRINT) })?;
-        let seed = hex::decode(read_file(folder, LOG)?.trim()).ok().filter(|seed| seed.len() == 32);
-        let log = seed
-            .and_then(|seed| Ed25519KeyPair::from_seed_unchecked(&seed).ok())
-            .ok_or_else(|| Error::Unreadable { path: folder.join(LOG) })?;
+        let secret = match fingerprint {
+            Some(secret) => secret,
+            None => read_hex(&folder.join(FINGERPRINT), &read_file(folder, FINGERPRINT)?)?,
+        };
+        let log =
+            Ed25519KeyPair::from_seed_unchecked(&read_hex(&folder.join(LOG), &read_file(folder, LOG)?)?);
+        let log = log.map_err(|_| Error::Unreadable { path: folder.join(LOG) })?;
         let instance = read_file(folder, INSTANCE)?.trim().to_owned();
         if instance.is_empty() {
             return Err(Error::Unreadable { path: folder.join(INSTANCE) });
@@ -104,6 +111,11 @@ impl Keys {
         context.update(&[0]);
         context.update(bytes);
         Digest::keyed(context.sign().as_ref())
+    }
+
+    /// Which key fingerprints are made with, without saying anything about it.
+    pub fn fingerprint_id(&self) -> Digest {
+        self.fingerprint("key", &[])
     }
 
     /// The instance's name.
@@ -141,8 +153,8 @@ pub fn lock_path(folder: &Path) -> PathBuf {
     folder.join(LOCK)
 }
 
-fn create(folder: &Path) -> Result<(), Error> {
-    for name in [FINGERPRINT, LOG] {
+fn create(folder: &Path, with_fingerprint: bool) -> Result<(), Error> {
+    for name in [FINGERPRINT, LOG].into_iter().skip(usize::from(!with_fingerprint)) {
         let mut secret = [0u8; 32];
         fill_random(&mut secret);
         write_new(folder, name, &format!("{}\n", hex::encode(secret)))?;
@@ -172,6 +184,18 @@ fn write_new(folder: &Path, name: &str, text: &str) -> Result<(), Error> {
     write().map_err(|source| Error::Io { path: path.clone(), source })
 }
 
+fn read_fingerprint(path: &Path) -> Result<Vec<u8>, Error> {
+    let wrong = |what: String| Error::Fingerprint { path: path.to_owned(), what };
+    let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    read_hex(path, &text).map_err(|_| wrong("holds no such key".to_owned()))
+}
+
+/// A key as it is kept: 32 bytes, in hexadecimal.
+fn read_hex(path: &Path, text: &str) -> Result<Vec<u8>, Error> {
+    let key = hex::decode(text.trim()).ok().filter(|key| key.len() == 32);
+    key.ok_or_else(|| Error::Unreadable { path: path.to_owned() })
+}
+
 fn read_file(folder: &Path, name: &str) -> Result<String, Error> {
     let path = folder.join(name);
     match fs::read_to_string(&path) {
@@ -188,8 +212,8 @@ mod tests {
     #[test]
     fn keys_are_made_once_and_read_back() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Keys::open(folder.path(), false).unwrap();
-        let again = Keys::open(folder.path(), true).unwrap();
+        let first = Keys::open(folder.path(), None, false).unwrap();
+        let again = Keys::open(folder.path(), None, true).unwrap();
         assert_eq!(first.fingerprint("t", b"x"), again.fingerprint("t", b"x"));
         assert_ne!(first.fingerprint("t", b"x"), first.fingerprint("u", b"x"));
     }
@@ -197,11 +221,11 @@ mod tests {
     #[test]
     fn a_lost_key_is_never_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        Keys::open(folder.path(), false).unwrap();
+        Keys::open(folder.path(), None, false).unwrap();
         fs::remove_file(folder.path().join(LOG)).unwrap();
-        assert!(matches!(Keys::open(folder.path(), true), Err(Error::Missing { .. })));
-        assert!(matches!(Keys::open(folder.path(), false), Err(Error::Missing { .. })));
+        assert!(matches!(Keys::open(folder.path(), None, true), Err(Error::Missing { .. })));
+        assert!(matches!(Keys::open(folder.path(), None, false), Err(Error::Missing { .. })));
         let empty = tempfile::tempdir().unwrap();
-        assert!(matches!(Keys::open(empty.path(), true), Err(Error::Missing { .. })));
+        assert!(matches!(Keys::open(empty.path(), None, true), Err(Error::Missing { .. })));
     }
 }

@@ -120,6 +120,13 @@ async fn write(
             return Err(Error::Wait(format!("somebody else wrote {}", copied.origin)));
         }
     }
+    for (_, key) in source.meta("fingerprint_key").await? {
+        if target.claim_meta("fingerprint_key", &key).await? != key {
+            return Err(Error::Fatal(
+                "the fingerprints of the two stores are made with different keys, and could not be compared; nothing was written".to_owned(),
+            ));
+        }
+    }
     let keys: Vec<String> = beside.targets.iter().map(|row| row.key.clone()).collect();
     if !keys.is_empty() {
         let (known, _) = target.lock_targets(&keys).await?;

@@ -165,7 +165,8 @@ async fn record(config: &Config) -> Option<(Reader, Keys)> {
     if config.store.is_missing() {
         return None;
     }
-    let keys = Keys::open(&config.data, true).map_err(|error| error.to_string());
+    let fingerprint = config.audit.fingerprint_key_file.as_deref();
+    let keys = Keys::open(&config.data, fingerprint, true).map_err(|error| error.to_string());
     match (Reader::open(&config.store).await, keys) {
         (Ok(reader), Ok(keys)) => Some((reader, keys)),
         (Err(why), _) | (_, Err(why)) => {

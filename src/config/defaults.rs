@@ -89,6 +89,7 @@ const OWN: &[(&str, Kind, &str, &str)] = &[
     ("admin.cert_file", TEXT, "?\"/etc/patchwarden/admin.crt\"", "certificate and chain of the admin port, PEM"),
     ("admin.key_file", TEXT, "?\"/etc/patchwarden/admin.key\"", "its private key, PEM"),
     ("audit.name", TEXT, "?\"patchwarden.example\"", "first part of the name of this instance's log"),
+    ("audit.fingerprint_key_file", TEXT, "?\"/etc/patchwarden/fingerprint.key\"", "key of fingerprints, one for all gateways on one store; default: one in the data folder"),
     ("audit.commit_wait", TEXT, "\"5s\"", "how long a change waits for its intent to be written"),
     ("audit.lease", TEXT, "\"10s\"", "how long other gateways on one PostgreSQL take this one to be alive unheard"),
     ("audit.wal_soft", TEXT, "\"64MiB\"", "write-ahead log size from which it is folded in with more effort"),

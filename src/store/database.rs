@@ -102,6 +102,11 @@ impl Database {
         either!(self, database => database.put_meta(origin, key, value).await)
     }
 
+    /// Writes a constant of the whole store unless it has one; returns the one it has.
+    pub async fn claim_meta(&mut self, key: &str, value: &str) -> Result<String, Error> {
+        either!(self, database => database.claim_meta(key, value).await)
+    }
+
     /// The end of a log.
     pub async fn head(&mut self, origin: &str) -> Result<Option<Head>, Error> {
         either!(self, database => database.head(origin).await)

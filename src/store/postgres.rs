@@ -117,6 +117,18 @@ impl Database {
         self.run(query.bind(origin).bind(key).bind(value)).await.map(drop)
     }
 
+    /// Writes a constant of the whole store unless it has one; returns the one it has.
+    pub async fn claim_meta(&mut self, key: &str, value: &str) -> Result<String, Error> {
+        let put = "INSERT INTO log_meta (origin, key, value) VALUES ('', $1, $2) ON CONFLICT DO NOTHING";
+        self.run(sqlx::query(put).bind(key).bind(value)).await?;
+        let got = sqlx::query_as("SELECT value FROM log_meta WHERE origin = '' AND key = $1");
+        let got: Vec<(String,)> = self.all(got.bind(key)).await?;
+        got.into_iter()
+            .next()
+            .map(|(value,)| value)
+            .ok_or_else(|| Error::Wait(format!("the store's {key} is gone")))
+    }
+
     /// The end of a log.
     pub async fn head(&mut self, origin: &str) -> Result<Option<Head>, Error> {
         let query = sqlx::query_as("SELECT size, frontier, epoch FROM log_head WHERE origin = $1");

@@ -200,6 +200,15 @@ impl Database {
         put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
+    /// Writes a constant of the whole store unless it has one; returns the one it has.
+    pub async fn claim_meta(&mut self, key: &str, value: &str) -> Result<String, Error> {
+        let put =
+            sqlx::query("INSERT INTO log_meta (origin, key, value) VALUES ('', ?, ?) ON CONFLICT DO NOTHING");
+        put.bind(key).bind(value).execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+        let got = sqlx::query_scalar("SELECT value FROM log_meta WHERE origin = '' AND key = ?").bind(key);
+        got.fetch_one(&mut self.connection).await.map_err(|error| inside(&error))
+    }
+
     /// The end of a log.
     pub async fn head(&mut self, origin: &str) -> Result<Option<Head>, Error> {
         let row = sqlx::query("SELECT size, frontier, epoch FROM log_head WHERE origin = ?").bind(origin);

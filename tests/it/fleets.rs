@@ -22,6 +22,7 @@ fn on(upstream: &Upstream, url: &str) -> Setup {
     Gateway::before(&upstream.url())
         .config("[upstream]\nlate_write_limit = \"2s\"\n[audit]\nlease = \"2s\"")
         .args(&["--store", url])
+        .shared_fingerprints()
 }
 
 async fn lower_ttl(gateway: &Gateway, ttl: u64) -> crate::support::client::Answer {
@@ -92,6 +93,47 @@ async fn two_gateways_write_one_history() {
     let number = changes[1]["log"]["attempt"]["index"].to_string();
     let output = one.cli(&["show", &number, "--store", &url]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("of several logs; give its id"), "{output:?}");
+}
+
+#[tokio::test]
+async fn gateways_of_one_store_make_fingerprints_with_one_key() {
+    let upstream = Upstream::start();
+    let mut hidden = good_attach();
+    hidden["jwksUrl"] = json!("https://keys.example.com/jwks?tenant=hunter2");
+    upstream.attach(IDENTITY, &hidden);
+    let database = postgres::fresh_store();
+    let url = postgres::shared().url(GATEWAY, &database);
+    let (one, two) = (on(&upstream, &url).start().await, on(&upstream, &url).start().await);
+    let hidden_patch = |ttl: u64| {
+        good_patch(&json!({"accessTokenTTL": ttl, "jwksUrl": "https://keys.example.com/jwks?tenant=hunter2"}))
+    };
+    assert_eq!(one.patch(&jwt_auth_path(IDENTITY), &hidden_patch(3000)).await.status, 200);
+    // Written again past both, as it was: the other one knows the value it may not write down.
+    hidden["accessTokenTTL"] = json!(3000);
+    upstream.attach(IDENTITY, &hidden);
+    assert_eq!(two.patch(&jwt_auth_path(IDENTITY), &hidden_patch(2000)).await.status, 200);
+    let change = one_history(&two, &url)[0].clone();
+    assert!(change["before"]["jwksUrl"].as_str().unwrap().contains("hmac."), "{change}");
+    assert_eq!(change["drift"], Value::Null);
+
+    let own = Gateway::before(&upstream.url()).args(&["--store", &url]);
+    let (status, logs) = own.run_to_exit().await;
+    let logs = logs.join("\n");
+    assert_eq!(status.code(), Some(3), "{logs}");
+    assert!(logs.contains("made with another key") && logs.contains("audit.fingerprint_key_file"), "{logs}");
+    assert_eq!(postgres::shared().sql(&database, "SELECT COUNT(*) FROM log_head"), "2", "it began no log");
+
+    let folder = TempDir::new().unwrap();
+    let key = folder.path().join("key");
+    for text in ["", "beef", "not a key"] {
+        std::fs::write(&key, text).unwrap();
+        let wrong = Gateway::before(&upstream.url())
+            .env("PATCHWARDEN_AUDIT_FINGERPRINT_KEY_FILE", &key.display().to_string());
+        let (status, logs) = wrong.run_to_exit().await;
+        let logs = logs.join("\n");
+        assert_eq!(status.code(), Some(3), "{logs}");
+        assert!(logs.contains("openssl rand -hex 32"), "{logs}");
+    }
 }
 
 fn one_history(gateway: &Gateway, url: &str) -> Vec<Value> {
@@ -378,7 +420,8 @@ impl Behind {
         // So long a lease is renewed by commits of changes only, so that these can be counted.
         let gateway = Gateway::before(&upstream.url())
             .config("[audit]\nlease = \"10m\"\n[upstream]\nlate_write_limit = \"2s\"")
-            .args(&["--store", &proxy.url(GATEWAY, "patchwarden")]);
+            .args(&["--store", &proxy.url(GATEWAY, "patchwarden")])
+            .shared_fingerprints();
         let gateway = gateway.start().await;
         assert_eq!(lower_ttl(&gateway, 3500).await.status, 200);
         Self { upstream, server, proxy, gateway }
@@ -938,6 +981,12 @@ async fn a_history_moves_to_postgresql_byte_for_byte_and_goes_on_there() {
         .iter()
         .map(|change| change["id"].as_str().unwrap().to_owned())
         .collect();
+    let other = postgres::fresh_store();
+    let key = "INSERT INTO log_meta (origin, key, value) VALUES ('', 'fingerprint_key', 'hmac-sha256:00')";
+    postgres::shared().sql(&other, key);
+    let other = postgres::shared().url(GATEWAY, &other);
+    let (code, text) = said(&["store", "copy", "--from", &from, "--to", &other]);
+    assert!(code == Some(3) && text.contains("made with different keys"), "{text}");
     let (code, text) = said(&copy);
     assert!(code == Some(0) && text.contains("copied and verified on both sides"), "{text}");
     let (code, text) = said(&copy);
@@ -946,7 +995,9 @@ async fn a_history_moves_to_postgresql_byte_for_byte_and_goes_on_there() {
         assert_eq!(gateway.cli_ok(&["show", id, "--format", "json", "--store", &to]), local(id));
     }
     // The same keys go on with the same log, the same order and the same tokens.
-    let moved = on(&upstream, &to).folder(folder.path()).start().await;
+    let key = folder.path().join("data/fingerprint.key").display().to_string();
+    let moved = on(&upstream, &to).env("PATCHWARDEN_AUDIT_FINGERPRINT_KEY_FILE", &key);
+    let moved = moved.folder(folder.path()).start().await;
     upstream.attach(IDENTITY, &good_attach());
     assert_eq!(lower_ttl(&moved, 1200).await.status, 200);
     let changes = one_history(&moved, &to);

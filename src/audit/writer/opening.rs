@@ -173,6 +173,21 @@ impl Writer {
         self.kept = (Instant::now(), if is_kept { head.size } else { self.kept.1 });
     }
 
+    /// What gateways of one store record is compared, so they make their fingerprints with one key.
+    async fn check_fingerprints(&self, database: &mut Database) -> Result<(), store::Error> {
+        let ours = self.shared.keys.fingerprint_id().to_string();
+        database.begin().await?;
+        let theirs = database.claim_meta("fingerprint_key", &ours).await?;
+        database.commit().await?;
+        if theirs == ours {
+            return Ok(());
+        }
+        Err(store::Error::Fatal(format!(
+            "{}: its fingerprints were made with another key than this gateway's; what was recorded could not be compared. Give it the fingerprint.key the store was begun with: in the data folder, or by audit.fingerprint_key_file",
+            self.store
+        )))
+    }
+
     /// The log of our key, or a new one.
     async fn find_or_begin(&mut self, database: &mut Database) -> Result<String, store::Error> {
         let public = hex::encode(self.shared.keys.log_public());
@@ -183,18 +198,23 @@ impl Writer {
         let is_closed = |origin: &String| closed.iter().any(|(closed, _)| closed == origin);
         let ours = logs.iter().find(|(origin, key)| *key == public && !is_closed(origin));
         let place = &self.store;
-        match (ours, &self.origin) {
+        let found = match (ours, &self.origin) {
             (Some((origin, _)), Some(known)) if origin != known => Err(store::Error::Wait(format!(
                 "{place} holds another log than before; put the right one back"
             ))),
-            (Some((origin, _)), _) => Ok(origin.clone()),
+            (Some((origin, _)), _) => Ok(Some(origin.clone())),
             (None, _) if !logs.is_empty() && !database.is_shared() => Err(store::Error::Fatal(format!(
                 "{place} is the log of another data folder; use the data folder it was made with, or name a new store (store.url)"
             ))),
             (None, Some(_)) if !database.is_shared() => {
                 Err(store::Error::Wait(format!("{place} no longer holds the log; put it back")))
             }
-            (None, _) => self.begin_log(database, None).await,
+            (None, _) => Ok(None),
+        }?;
+        self.check_fingerprints(database).await?;
+        match found {
+            Some(origin) => Ok(origin),
+            None => self.begin_log(database, None).await,
         }
     }
 

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -57,6 +57,17 @@ impl Setup {
     pub(crate) fn folder(mut self, folder: &Path) -> Self {
         self.folder = Some(folder.to_owned());
         self
+    }
+
+    /// With the key of fingerprints that all gateways of one store share.
+    pub(crate) fn shared_fingerprints(self) -> Self {
+        static KEY: LazyLock<TempDir> = LazyLock::new(|| {
+            let folder = TempDir::new().expect("a temporary folder");
+            fs::write(folder.path().join("key"), "5a".repeat(32)).expect("writes the key");
+            folder
+        });
+        let key = KEY.path().join("key").display().to_string();
+        self.env("PATCHWARDEN_AUDIT_FINGERPRINT_KEY_FILE", &key)
     }
 
     /// Starts it and waits until it listens.
