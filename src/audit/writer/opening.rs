@@ -177,8 +177,15 @@ impl Writer {
     async fn check_fingerprints(&self, database: &mut Database) -> Result<(), store::Error> {
         let ours = self.shared.keys.fingerprint_id().to_string();
         database.begin().await?;
-        let theirs = database.claim_meta("fingerprint_key", &ours).await?;
-        database.commit().await?;
+        let known = database.meta("fingerprint_key").await?.pop();
+        let theirs = if let Some((_, theirs)) = known {
+            database.rollback().await?;
+            theirs
+        } else {
+            let theirs = database.claim_meta("fingerprint_key", &ours).await?;
+            database.commit().await?;
+            theirs
+        };
         if theirs == ours {
             return Ok(());
         }
