@@ -7,8 +7,10 @@
 
 mod changes;
 pub mod filter;
+mod keys;
 mod policies;
 mod problem;
+mod proofs;
 mod readiness;
 mod tokens;
 
@@ -108,17 +110,25 @@ pub fn socket(state: State) -> Router {
 }
 
 fn routes() -> Router<State> {
-    let tokens = Router::new()
+    let operators = Router::new()
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{name}", delete(tokens::revoke))
+        .route("/v1/log/keys/previous", delete(keys::retire))
         .route_layer(middleware::from_fn(operators_only));
     Router::new()
         .route("/v1/changes", get(changes::list))
         .route("/v1/changes/{id}", get(changes::one))
+        .route("/v1/changes/{id}/proof", get(proofs::change))
         .route("/v1/targets/{id}/history", get(changes::history))
+        .route("/v1/log/checkpoint", get(proofs::checkpoint))
+        .route("/v1/log/entries", get(proofs::entries))
+        .route("/v1/log/proof/inclusion", get(proofs::inclusion))
+        .route("/v1/log/proof/consistency", get(proofs::consistency))
+        .route("/v1/log/tile/{*tile}", get(proofs::tile))
         .route("/v1/policies", get(policies::list))
         .route(EVALUATE, post(policies::judge).layer(DefaultBodyLimit::max(policies::MAX_QUESTION)))
-        .merge(tokens)
+        .route("/v1/log/keys", get(keys::list).post(keys::rotate))
+        .merge(operators)
 }
 
 fn probes() -> Router<State> {

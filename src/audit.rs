@@ -5,12 +5,15 @@
 //! nobody proved who said what. One writer (`writer`) builds batches; queries read a projection ([`query`]). When the
 //! log cannot be written, attempts are refused at once and the writer tries again until it can.
 
+pub mod checkpoint;
 pub mod copy;
 mod entry;
+pub mod evidence;
 mod fold;
+pub mod proofs;
 pub mod query;
 mod record;
-mod tree;
+pub mod tree;
 pub mod verify;
 mod writer;
 
@@ -37,7 +40,11 @@ use crate::route::Watched;
 use crate::store::{self, Location, Reader, TokenRow};
 use crate::units::{Size, Span};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use checkpoint::{Note, Verifier, key_change};
 use entry::Intended;
+use evidence::KeyChange;
 pub use record::{
     Declaration, Draft, Hold, Newest, Outcome, OutcomeResult, Recorded, Seen, Settled, Settlement, TargetNow,
 };
@@ -125,6 +132,8 @@ pub struct Audit(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
+    /// The data folder.
+    data: PathBuf,
     late_write_limit: Duration,
     keys: Arc<Keys>,
     clock: Clock,
@@ -140,6 +149,10 @@ struct Shared {
     /// When the end of an intent of this process was not seen, by the clock that does not step.
     unseen: Mutex<HashMap<EntryRef, Instant>>,
     folds: fold::Folds,
+    /// The log that is written.
+    origin: RwLock<Option<String>>,
+    /// The newest head that was signed.
+    head: watch::Sender<Option<Note>>,
     /// The writer, and what feeds it.
     writing: TaskTracker,
 }
@@ -258,6 +271,7 @@ impl Audit {
         let began = Status::Down { since: parts.clock.now(), detail: "starting".to_owned() };
         let shared = Arc::new(Shared {
             settings: parts.settings,
+            data: parts.data,
             late_write_limit: parts.late_write_limit,
             keys: parts.keys,
             clock: parts.clock,
@@ -270,9 +284,11 @@ impl Audit {
             late: Mutex::default(),
             unseen: Mutex::default(),
             folds: fold::Folds::default(),
+            origin: RwLock::default(),
+            head: watch::Sender::new(None),
             writing: TaskTracker::new(),
         });
-        let mut writer = writer::Writer::new(shared.clone(), queue, parts.store, parts.data);
+        let mut writer = writer::Writer::new(shared.clone(), queue, parts.store);
         writer.open_first().await?;
         let audit = Self(shared);
         audit.0.writing.spawn(writer.run());
@@ -687,6 +703,55 @@ impl Audit {
         for unsealed in self.0.folds.flush(self.0.clock.now()) {
             let (reply, _) = oneshot::channel();
             self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
+        }
+    }
+
+    /// The name of the log that is written, once it is open.
+    pub fn origin(&self) -> Option<String> {
+        self.0.origin.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives the log a new key, on the old one's word; both sign from then on. Returns the old one and the new one.
+    pub async fn rotate_key(&self) -> Result<(Verifier, Verifier), String> {
+        let keys = &self.0.keys;
+        if keys.previous_public().is_some() {
+            return Err("the key before still signs; retire it first: `patchwarden keys retire`".to_owned());
+        }
+        let origin = self.origin().ok_or("the log is not open")?;
+        let old = Verifier::of_log(&origin, keys.log_public());
+        let next = Keys::prepare_next(&self.0.data).map_err(|error| error.to_string())?;
+        let new = Verifier::of_log(&origin, next);
+        let signed = keys.sign(key_change(&new).as_bytes()).into_iter().next().ok_or("there is no key")?;
+        let change = KeyChange {
+            origin,
+            old: old.to_string(),
+            new: new.to_string(),
+            signature: STANDARD.encode(signed.signature),
+        };
+        let payload = json!({"v": 1, "at": self.0.clock.now(), "change": change});
+        let group = Group {
+            ops: vec![TargetOp::NewKey(hex::encode(next))],
+            ..Group::of(entry::lifecycle("key", payload))
+        };
+        match self.write(group, self.0.settings.commit_wait.0).await {
+            Ok(_) => Ok((old, new)),
+            Err(NotWritten::Lost) => Err("the log moved".to_owned()),
+            Err(NotWritten::Unavailable(cause)) => Err(cause),
+        }
+    }
+
+    /// Stops signing by the key before; `false` when there is none.
+    pub async fn retire_key(&self) -> Result<bool, String> {
+        let Some((origin, previous)) = self.origin().zip(self.0.keys.previous_public()) else {
+            return Ok(false);
+        };
+        let retired = Verifier::of_log(&origin, previous).to_string();
+        let payload = json!({"v": 1, "at": self.0.clock.now(), "retired": retired});
+        let group = Group::of(entry::lifecycle("key", payload));
+        match self.write(group, self.0.settings.commit_wait.0).await {
+            Ok(_) => self.0.keys.retire(&self.0.data).map(|()| true).map_err(|error| error.to_string()),
+            Err(NotWritten::Lost) => Err("the log moved".to_owned()),
+            Err(NotWritten::Unavailable(cause)) => Err(cause),
         }
     }
 

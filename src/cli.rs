@@ -4,14 +4,17 @@
 //! 2 flags, environment or configuration file wrong, 3 could not be done. Data goes to standard output, everything else
 //! to standard error. A reader that closes the pipe has what it wants: that ends a command quietly.
 
+mod ask;
 mod check;
 mod config;
 mod demo;
 mod health;
 mod history;
 mod identity;
+mod keys;
 mod out;
 mod policy;
+mod prove;
 mod scan;
 mod serve;
 mod show;
@@ -108,6 +111,22 @@ enum Command {
         settings: Settings,
         #[command(flatten)]
         args: verify::Args,
+    },
+    /// Write one file that proves a change to somebody who has no store
+    #[command(after_help = "Example: patchwarden prove last > proof.json")]
+    Prove {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: prove::Args,
+    },
+    /// Show the keys the log is signed with, and give it a new one
+    #[command(after_help = "Example: patchwarden keys show")]
+    Keys {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: keys::Args,
     },
     /// Make, list and revoke admin tokens
     #[command(after_help = "Example: patchwarden token create --role reader --name auditor")]
@@ -250,6 +269,8 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::History { settings, args } => history::run(&args, &settings.load(false)?).await,
         Command::Show { settings, args } => show::run(&args, &settings.load(false)?).await,
         Command::Verify { settings, args } => verify::run(&args, &settings.load(false)?).await,
+        Command::Prove { settings, args } => prove::run(&args, &settings.load(false)?).await,
+        Command::Keys { settings, args } => keys::run(&args, &settings.load(false)?).await,
         Command::Token { settings, args } => token::run(&args, &settings.load(false)?).await,
         Command::Scan { settings, args } => scan::run(&args, &settings.load(true)?).await,
         Command::Store { settings, args } => store::run(&args, &settings.load(false)?).await,

@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
@@ -17,6 +18,10 @@ use crate::id::{Digest, fill_random};
 
 const FINGERPRINT: &str = "fingerprint.key";
 const LOG: &str = "log.key";
+/// The key that `log.key` followed, until it is retired.
+const PREVIOUS: &str = "log.key.previous";
+/// The key that is to follow `log.key`, while that is under way.
+const NEXT: &str = "log.key.next";
 const INSTANCE: &str = "instance";
 const LOCK: &str = "lock";
 
@@ -60,8 +65,29 @@ pub enum Error {
 /// The keys of one instance, in memory.
 pub struct Keys {
     fingerprint: hmac::Key,
-    log_public: Vec<u8>,
+    log: RwLock<LogKeys>,
     instance: String,
+}
+
+/// What the log is signed with: its key, and the one before as long as that is there.
+#[derive(Default)]
+struct LogKeys {
+    now: Option<Ed25519KeyPair>,
+    previous: Option<Ed25519KeyPair>,
+}
+
+impl LogKeys {
+    fn both(&self) -> impl Iterator<Item = &Ed25519KeyPair> {
+        self.now.iter().chain(&self.previous)
+    }
+}
+
+/// A signature, and the key it was made with.
+pub struct Signed {
+    /// The public half, 32 bytes.
+    pub public: [u8; 32],
+    /// Ed25519.
+    pub signature: Vec<u8>,
 }
 
 impl Keys {
@@ -79,16 +105,16 @@ impl Keys {
             Some(secret) => secret,
             None => read_hex(&folder.join(FINGERPRINT), &read_file(folder, FINGERPRINT)?)?,
         };
-        let log =
-            Ed25519KeyPair::from_seed_unchecked(&read_hex(&folder.join(LOG), &read_file(folder, LOG)?)?);
-        let log = log.map_err(|_| Error::Unreadable { path: folder.join(LOG) })?;
+        finish_renaming(folder)?;
+        let now = Some(read_pair(folder, LOG)?);
+        let previous = folder.join(PREVIOUS).exists().then(|| read_pair(folder, PREVIOUS)).transpose()?;
         let instance = read_file(folder, INSTANCE)?.trim().to_owned();
         if instance.is_empty() {
             return Err(Error::Unreadable { path: folder.join(INSTANCE) });
         }
         Ok(Self {
             fingerprint: hmac::Key::new(hmac::HMAC_SHA256, &secret),
-            log_public: log.public_key().as_ref().to_vec(),
+            log: RwLock::new(LogKeys { now, previous }),
             instance,
         })
     }
@@ -99,7 +125,7 @@ impl Keys {
         fill_random(&mut secret);
         Self {
             fingerprint: hmac::Key::new(hmac::HMAC_SHA256, &secret),
-            log_public: Vec::new(),
+            log: RwLock::default(),
             instance: "ephemeral".to_owned(),
         }
     }
@@ -123,9 +149,98 @@ impl Keys {
         &self.instance
     }
 
-    /// The public half of `log.key`, 32 bytes.
-    pub fn log_public(&self) -> &[u8] {
-        &self.log_public
+    /// The public half of `log.key`; of keys that live only in memory all zero.
+    pub fn log_public(&self) -> [u8; 32] {
+        self.log().now.as_ref().map_or([0; 32], public)
+    }
+
+    /// The public half of the key before, as long as it signs too.
+    pub fn previous_public(&self) -> Option<[u8; 32]> {
+        self.log().previous.as_ref().map(public)
+    }
+
+    /// Signs what the log says of itself: by its key, and by the one before.
+    pub fn sign(&self, text: &[u8]) -> Vec<Signed> {
+        let sign = |key: &Ed25519KeyPair| Signed {
+            public: public(key),
+            signature: key.sign(text).as_ref().to_vec(),
+        };
+        self.log().both().map(sign).collect()
+    }
+
+    /// Makes the key that is to follow `log.key`, and returns its public half. It is not in use.
+    pub fn prepare_next(folder: &Path) -> Result<[u8; 32], Error> {
+        let path = folder.join(NEXT);
+        let mut secret = [0u8; 32];
+        fill_random(&mut secret);
+        let written = write_private(&path, &format!("{}\n", hex::encode(secret)));
+        written.and_then(|()| File::open(folder)?.sync_all()).map_err(|source| Error::Io { path, source })?;
+        Ok(public(&read_pair(folder, NEXT)?))
+    }
+
+    /// The public half of a key that was made to follow, and may not have come into use.
+    pub fn next_public(folder: &Path) -> Result<Option<[u8; 32]>, Error> {
+        let is_there = folder.join(NEXT).exists();
+        is_there.then(|| read_pair(folder, NEXT).map(|pair| public(&pair))).transpose()
+    }
+
+    /// Brings the key that was made to follow into use; the one it follows signs beside it until it is retired.
+    pub fn use_next(&self, folder: &Path) -> Result<(), Error> {
+        let next = read_pair(folder, NEXT)?;
+        let rename = |from: &str, to: &str| {
+            let moved = fs::rename(folder.join(from), folder.join(to));
+            moved.map_err(|source| Error::Io { path: folder.join(from), source })
+        };
+        rename(LOG, PREVIOUS)?;
+        rename(NEXT, LOG)?;
+        let mut log = self.log.write().unwrap_or_else(PoisonError::into_inner);
+        log.previous = log.now.replace(next);
+        Ok(())
+    }
+
+    /// Throws a key away that was made to follow and never came into use.
+    pub fn drop_next(folder: &Path) -> Result<(), Error> {
+        remove(folder, NEXT)
+    }
+
+    /// Stops signing by the key before.
+    pub fn retire(&self, folder: &Path) -> Result<(), Error> {
+        remove(folder, PREVIOUS)?;
+        self.log.write().unwrap_or_else(PoisonError::into_inner).previous = None;
+        Ok(())
+    }
+
+    fn log(&self) -> RwLockReadGuard<'_, LogKeys> {
+        self.log.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn public(pair: &Ed25519KeyPair) -> [u8; 32] {
+    pair.public_key().as_ref().try_into().unwrap_or_default()
+}
+
+fn read_pair(folder: &Path, name: &str) -> Result<Ed25519KeyPair, Error> {
+    let path = folder.join(name);
+    let seed = read_hex(&path, &read_file(folder, name)?)?;
+    Ed25519KeyPair::from_seed_unchecked(&seed).map_err(|_| Error::Unreadable { path })
+}
+
+/// A process that ended between the two renamings of [`Keys::use_next`].
+fn finish_renaming(folder: &Path) -> Result<(), Error> {
+    let is_there = |name: &str| folder.join(name).exists();
+    if is_there(LOG) || !is_there(PREVIOUS) || !is_there(NEXT) {
+        return Ok(());
+    }
+    let path = folder.join(NEXT);
+    fs::rename(&path, folder.join(LOG)).map_err(|source| Error::Io { path, source })
+}
+
+fn remove(folder: &Path, name: &str) -> Result<(), Error> {
+    let path = folder.join(name);
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::Io { path, source }),
     }
 }
 

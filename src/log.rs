@@ -144,6 +144,16 @@ pub fn poisoned(detail: &str) {
     tracing::error!(event = "poisoned", detail, "an entry was refused by the log's own rules: {detail}");
 }
 
+/// A key that the log says follows, and that could not be brought into use.
+pub fn key_not_in_use(error: &dyn std::error::Error) {
+    let error = error.to_string();
+    tracing::error!(
+        event = "key_not_in_use",
+        error,
+        "the new log.key is not in use until a restart: {error}"
+    );
+}
+
 /// It can be written again.
 pub fn recovered() {
     tracing::info!(event = "recovered", "the audit log is written again");

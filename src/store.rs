@@ -202,6 +202,37 @@ pub struct LogRow {
     pub succeeded_by: Option<String>,
 }
 
+/// A signed head of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointRow {
+    /// Number of entries it speaks of.
+    pub size: u64,
+    /// When it was signed, in microseconds.
+    pub at: i64,
+    /// What is signed.
+    pub body: String,
+    /// The lines of signatures under it.
+    pub signatures: String,
+}
+
+impl CheckpointRow {
+    /// The signed note.
+    pub fn note(&self) -> String {
+        format!("{}\n{}", self.body, self.signatures)
+    }
+}
+
+/// A key that a log is signed with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogKey {
+    /// The log.
+    pub origin: String,
+    /// Ed25519, 32 bytes in hex.
+    pub public: String,
+    /// From which of its entries on.
+    pub since: u64,
+}
+
 /// What a store holds beside its logs.
 #[derive(Clone, Debug, Default)]
 pub struct Beside {

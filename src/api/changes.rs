@@ -50,7 +50,7 @@ pub(super) async fn one(
     Ok(json_answer(&found.ok_or_else(|| Problem::not_found(missing))?))
 }
 
-fn reader(state: &State) -> Result<Reader, Problem> {
+pub(super) fn reader(state: &State) -> Result<Reader, Problem> {
     state.audit.reader().ok_or_else(|| Problem::unavailable("The store is not open yet."))
 }
 
@@ -62,6 +62,6 @@ fn answer(page: &Page) -> Response {
     json_answer(&json!({"changes": page.changes, "next_cursor": page.next_cursor}))
 }
 
-fn json_answer(body: &Value) -> Response {
+pub(super) fn json_answer(body: &Value) -> Response {
     ([(CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::query::{Facts, Projected, project};
-use super::tree::Frontier;
+use super::tree::{Frontier, leaf};
 use crate::json;
 use crate::keys;
 use crate::store::{self, Database, EntryRow, Error, Head, Location, Reader, StoredEntry};
@@ -213,7 +213,7 @@ async fn verified(database: &mut Database, origin: &str) -> Result<(u64, Vec<u8>
             if entry.index != tree.size() {
                 return Err(Error::Fatal(format!("{origin} has no entry {}", tree.size())));
             }
-            tree.append(&entry.envelope);
+            tree.push(leaf(&entry.envelope));
         }
     }
 }

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use super::evidence::{self, Evidence};
+use super::proofs::Log;
 use crate::bundle::{Recorded, Said};
 use crate::clock::Time;
 use crate::json;
-use crate::store::{self, ChangeQuery, ChangeRow, ChangeUpdate, Location, StoredEntry};
+use crate::store::{self, ChangeQuery, ChangeRow, ChangeUpdate, Location, LogKey, StoredEntry};
 
 /// Version of what [`project`] writes; a store with another one is rebuilt at start.
 pub(super) const PROJECTION_VERSION: i64 = 2;
@@ -263,6 +265,29 @@ impl Reader {
     /// The text of a bundle that was in force, by its digest.
     pub async fn bundle(&self, digest: &str) -> Result<Option<Vec<u8>>, String> {
         self.0.bundle(digest).await.map_err(|error| error.to_string())
+    }
+
+    /// What proves a change; `None`: there is no such change, or (the second) no signed head over all of it yet.
+    pub async fn proof(&self, id: &str) -> Result<Option<Option<Evidence>>, String> {
+        let Some(row) = self.row(id).await? else { return Ok(None) };
+        let places: Vec<i64> =
+            [Some(row.row), row.outcome_row, row.settlement_row].into_iter().flatten().collect();
+        let gathered = async {
+            let mut entries = self.0.entries(&places).await?;
+            entries.sort_by_key(|entry| places.iter().position(|place| *place == entry.row));
+            evidence::gather(&self.0, &row.id, &entries).await
+        };
+        gathered.await.map(Some).map_err(|error| error.to_string())
+    }
+
+    /// A log of the store by its name.
+    pub fn log(&self, origin: &str) -> Log {
+        Log::new(self.0.clone(), origin.to_owned())
+    }
+
+    /// Every key that a log of the store is signed with.
+    pub async fn keys(&self) -> Result<Vec<LogKey>, String> {
+        self.0.log_keys().await.map_err(|error| error.to_string())
     }
 
     /// One target's changes, oldest first.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::entry::payload_digest;
-use super::tree::Frontier;
+use super::tree::{Frontier, leaf};
 use crate::json;
 use crate::store::{Error, Location, LogRow, Reader, StoredEntry};
 
@@ -77,7 +77,7 @@ async fn one(
                 fault = Some(Fault { index: Some(tree.size()), what });
                 break 'reading;
             }
-            tree.append(&entry.envelope);
+            tree.push(leaf(&entry.envelope));
         }
         read(entries.len().min(left));
     }

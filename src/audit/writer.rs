@@ -7,12 +7,13 @@
 //! of the queue until they are written.
 
 mod batch;
+mod heads;
 mod opening;
 mod targets;
+mod tiles;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,8 +27,8 @@ use crate::keys;
 use crate::log;
 use crate::store::{self, Claim, Database, Location, TokenRow};
 
+use super::checkpoint::Checkpoint;
 use super::entry::{self, Unsealed};
-use super::tree::Frontier;
 use super::{Outcome, OutcomeResult, Shared, Status};
 
 use batch::Log;
@@ -60,7 +61,7 @@ impl TargetOp {
             | Self::Free { key, .. }
             | Self::Hold { key, .. }
             | Self::Revision { key, .. } => Some(key),
-            Self::KeepBundle { .. } | Self::CreateToken(_) | Self::RevokeToken(..) => None,
+            Self::NewKey(_) | Self::KeepBundle { .. } | Self::CreateToken(_) | Self::RevokeToken(..) => None,
         }
     }
 }
@@ -96,6 +97,8 @@ pub(super) enum TargetOp {
         revision: Option<String>,
         turn: Option<u64>,
     },
+    /// A key the log is signed with from this group's last entry on.
+    NewKey(String),
     KeepBundle {
         digest: String,
         text: Arc<[u8]>,
@@ -137,7 +140,6 @@ pub(super) struct Writer {
     queue: mpsc::UnboundedReceiver<Job>,
     backlog: VecDeque<Job>,
     store: Location,
-    data: PathBuf,
     log: Option<Log>,
     /// The lock files, from the first time they were had to the end.
     locks: Vec<File>,
@@ -147,9 +149,11 @@ pub(super) struct Writer {
     claim: Claim,
     epoch: Option<i64>,
     /// The log and its end as last committed: a store that is opened again has to hold it.
-    known: Option<(String, Frontier)>,
+    known: Option<Checkpoint>,
     /// When it was last kept outside the store, and its size then.
     kept: (Instant, u64),
+    /// When old heads were last thinned out.
+    thinned: Option<Instant>,
     /// When the lease was last renewed, and the logs of others looked at.
     looked: Instant,
     /// A batch of which nobody knows whether it is in the log.
@@ -170,12 +174,7 @@ struct Doubt {
 }
 
 impl Writer {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        queue: mpsc::UnboundedReceiver<Job>,
-        store: Location,
-        data: PathBuf,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, queue: mpsc::UnboundedReceiver<Job>, store: Location) -> Self {
         let mut holder = [0u8; 16];
         fill_random(&mut holder);
         let lease = shared.settings.lease.0;
@@ -188,7 +187,6 @@ impl Writer {
             queue,
             backlog,
             store,
-            data,
             log: None,
             locks: Vec::new(),
             origin: None,
@@ -196,6 +194,7 @@ impl Writer {
             epoch: None,
             known: None,
             kept: (Instant::now(), 0),
+            thinned: None,
             looked: Instant::now(),
             doubt: None,
             retry: FIRST_RETRY,
@@ -261,7 +260,9 @@ impl Writer {
             if orphans && let Err(error) = self.recover().await {
                 self.give_up(Vec::new(), &error).await;
             }
-            self.keep_head(false).await;
+            if let Err(error) = self.keep_head(false).await {
+                self.give_up(Vec::new(), &error).await;
+            }
             if self.look_at().is_some_and(|at| Instant::now() >= at)
                 && let Err(error) = self.look_around().await
             {
@@ -271,7 +272,7 @@ impl Writer {
                 break;
             }
         }
-        self.keep_head(true).await;
+        let _ = self.keep_head(true).await;
         if let Some(mut log) = self.log.take() {
             let _ = log.database.settle().await;
             let ended = store::Tenure { lease: Duration::ZERO, ..log.tenure };
@@ -398,10 +399,19 @@ impl Writer {
                 owned().insert(intent.clone());
             }
             self.disown(&job.group);
+            self.use_new_key(&job.group);
             // Nobody waits for it any more: recovery will find it.
             if job.reply.send(Ok(written)).is_err() && job.attempt {
                 owned().remove(&intent);
             }
+        }
+    }
+
+    /// The log says that another key follows: from here on it signs.
+    fn use_new_key(&self, group: &Group) {
+        let is_new = group.ops.iter().any(|op| matches!(op, TargetOp::NewKey(_)));
+        if is_new && let Err(error) = self.shared.keys.use_next(&self.shared.data) {
+            log::key_not_in_use(&error);
         }
     }
 
@@ -587,8 +597,8 @@ impl Writer {
             }
         }
         if let Some(log) = &mut self.log {
-            (log.frontier, log.last_at) = (batch.frontier, batch.last_at);
-            self.known = Some((log.origin.clone(), log.frontier.clone()));
+            (log.frontier, log.leaves, log.last_at) = (batch.frontier, batch.leaves, batch.last_at);
+            self.known = Some(log.frontier.of_log(&log.origin));
         }
         self.anchor = anchor;
         self.shared.metrics.entries.inc_by(batch.rows.len() as u64);

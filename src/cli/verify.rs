@@ -1,13 +1,19 @@
-//! `patchwarden verify`: reads the store without the gateway and says whether it tells one story.
+//! `patchwarden verify`: reads the store without the gateway and says whether it tells one story; or a file that proves
+//! one change.
 //!
 //! Each log on a line, with what is wrong first; then what that proves. Ends with 1 when something is wrong.
+
+mod file;
+
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::out::{Progress, print};
-use super::{UNABLE, WRONG};
+use super::{MISCONFIGURED, UNABLE, WRONG};
 use crate::app::Failure;
+use crate::audit::checkpoint::Verifier;
 use crate::audit::verify::{self, Verified};
 use crate::config::Config;
 use crate::store::Error;
@@ -24,12 +30,50 @@ enum Format {
 /// What `verify` takes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A file that `prove` wrote, instead of the store
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The log's public key, or a file of such keys; may be given again
+    #[arg(long, value_name = "KEY|FILE")]
+    public_key: Vec<String>,
+    /// A witness's public key, or a file of such keys; may be given again
+    #[arg(long, value_name = "KEY|FILE")]
+    witness: Vec<String>,
     /// How it is printed
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
+    /// Times in UTC instead of local time
+    #[arg(long)]
+    utc: bool,
+}
+
+/// Keys as they are given: each itself, or a file with one a line.
+fn keys(flag: &str, given: &[String]) -> Result<Vec<Verifier>, Failure> {
+    let wrong =
+        |text: &str, why: String| Failure { code: MISCONFIGURED, message: format!("{flag}: {text}: {why}") };
+    let mut keys = Vec::new();
+    for text in given {
+        if let Ok(key) = text.parse() {
+            keys.push(key);
+            continue;
+        }
+        let file = std::fs::read_to_string(text).map_err(|error| {
+            wrong(text, format!("is neither a public key (NAME+ID+BASE64) nor a file: {error}"))
+        })?;
+        for line in file.lines().filter(|line| !line.trim().is_empty()) {
+            keys.push(
+                line.parse()
+                    .map_err(|why: crate::audit::checkpoint::NoKey| wrong(text, format!("`{line}` {why}")))?,
+            );
+        }
+    }
+    Ok(keys)
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
+    if let Some(path) = &args.file {
+        return file::run(path, args);
+    }
     let mut progress = Progress::new("entries", None);
     let found = verify::run(&config.store, |read| progress.advance(read)).await;
     progress.end();

@@ -2,9 +2,11 @@
 //!
 //! What only one of them has work to do for (a WAL, a lease, a lock per row) is answered here for the other.
 
+use std::ops::Range;
+
 use super::{
-    Abandoned, Beside, ChangeRow, ChangeUpdate, Claim, EntryRow, Error, Head, Location, StoredEntry,
-    TargetRow, Tenure, TokenRow, postgres, sqlite,
+    Abandoned, Beside, ChangeRow, ChangeUpdate, CheckpointRow, Claim, EntryRow, Error, Head, Location,
+    LogKey, StoredEntry, TargetRow, Tenure, TokenRow, postgres, sqlite,
 };
 
 /// The writer's connection.
@@ -232,6 +234,66 @@ impl Database {
     /// Everything that is not a log.
     pub async fn beside(&mut self) -> Result<Beside, Error> {
         either!(self, database => database.beside().await)
+    }
+
+    /// Keeps a full tile of a log's tree.
+    pub async fn put_tile(
+        &mut self,
+        origin: &str,
+        level: u8,
+        number: u64,
+        hashes: &[u8],
+    ) -> Result<(), Error> {
+        either!(self, database => database.put_tile(origin, level, number, hashes).await)
+    }
+
+    /// The full tiles of a level with these numbers, those that are there.
+    pub async fn tiles(
+        &mut self,
+        origin: &str,
+        level: u8,
+        numbers: Range<u64>,
+    ) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        either!(self, database => database.tiles(origin, level, numbers).await)
+    }
+
+    /// How many tiles of the lowest level are there.
+    pub async fn tile_count(&mut self, origin: &str) -> Result<u64, Error> {
+        either!(self, database => database.tile_count(origin).await)
+    }
+
+    /// Keeps a signed head, once, by itself.
+    pub async fn put_checkpoint(&mut self, origin: &str, row: &CheckpointRow) -> Result<(), Error> {
+        either!(self, database => database.put_checkpoint(origin, row).await)
+    }
+
+    /// Adds lines of signatures to a head.
+    pub async fn add_signatures(&mut self, origin: &str, size: u64, lines: &str) -> Result<(), Error> {
+        either!(self, database => database.add_signatures(origin, size, lines).await)
+    }
+
+    /// Size and time of the heads that are older than this, and whether more than one signed them.
+    pub async fn checkpoints_before(
+        &mut self,
+        origin: &str,
+        at: i64,
+    ) -> Result<Vec<(u64, i64, bool)>, Error> {
+        either!(self, database => database.checkpoints_before(origin, at).await)
+    }
+
+    /// Removes heads.
+    pub async fn drop_checkpoints(&mut self, origin: &str, sizes: &[u64]) -> Result<(), Error> {
+        either!(self, database => database.drop_checkpoints(origin, sizes).await)
+    }
+
+    /// Notes a key that a log is signed with from an entry on, once.
+    pub async fn put_log_key(&mut self, key: &LogKey) -> Result<(), Error> {
+        either!(self, database => database.put_log_key(key).await)
+    }
+
+    /// The keys of all logs, oldest first in each.
+    pub async fn log_keys(&mut self) -> Result<Vec<LogKey>, Error> {
+        either!(self, database => database.log_keys().await)
     }
 
     /// Keeps the text of a bundle under its digest, once.

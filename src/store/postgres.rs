@@ -8,6 +8,7 @@
 mod reader;
 mod server;
 mod setup;
+mod tree;
 
 use std::time::Duration;
 

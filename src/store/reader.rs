@@ -2,8 +2,11 @@
 //!
 //! Each call is one read of its own, so that none holds back whoever writes.
 
+use std::ops::Range;
+
 use super::{
-    ChangeQuery, ChangeRow, Error, Location, LogRow, Standing, StoredEntry, TokenRow, postgres, sqlite,
+    ChangeQuery, ChangeRow, CheckpointRow, Error, Location, LogKey, LogRow, Standing, StoredEntry, TokenRow,
+    postgres, sqlite,
 };
 
 /// Read-only connections for queries.
@@ -89,6 +92,41 @@ impl Reader {
     /// Every log, by name, all at one moment.
     pub async fn logs(&self) -> Result<Vec<LogRow>, Error> {
         either!(self, reader => reader.logs().await)
+    }
+
+    /// The full tiles of a level with these numbers, those that are there.
+    pub async fn tiles(
+        &self,
+        origin: &str,
+        level: u8,
+        numbers: Range<u64>,
+    ) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        either!(self, reader => reader.tiles(origin, level, numbers).await)
+    }
+
+    /// The envelopes with these numbers, those that are there.
+    pub async fn envelopes(&self, origin: &str, numbers: Range<u64>) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        either!(self, reader => reader.envelopes(origin, numbers).await)
+    }
+
+    /// Signed heads of a log from a size on, the smallest first, at most so many.
+    pub async fn checkpoints(
+        &self,
+        origin: &str,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<CheckpointRow>, Error> {
+        either!(self, reader => reader.checkpoints(origin, from, limit).await)
+    }
+
+    /// The newest signed head of a log.
+    pub async fn newest_checkpoint(&self, origin: &str) -> Result<Option<CheckpointRow>, Error> {
+        either!(self, reader => reader.newest_checkpoint(origin).await)
+    }
+
+    /// The keys of all logs, oldest first in each.
+    pub async fn log_keys(&self) -> Result<Vec<LogKey>, Error> {
+        either!(self, reader => reader.log_keys().await)
     }
 
     /// The text of a bundle that was in force.

@@ -5,6 +5,7 @@
 //! leaves the transaction in doubt. Readers are read-only connections and never hold a read longer than one call.
 
 mod reader;
+mod tree;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -25,7 +26,7 @@ pub(super) use reader::Reader;
 /// `application_id` of our files: "PWLG".
 const APPLICATION: i64 = 0x5057_4C47;
 /// The newest schema this binary knows.
-const SCHEMA: i64 = 4;
+const SCHEMA: i64 = 5;
 /// Longer waits for a lock count as a log that cannot be written.
 const BUSY: Duration = Duration::from_millis(250);
 const FRAME: u64 = 4096 + 24;

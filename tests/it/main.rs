@@ -17,6 +17,7 @@ mod limits;
 mod lost;
 mod outage;
 mod passthrough;
+mod proofs;
 mod races;
 mod refusals;
 mod reload;

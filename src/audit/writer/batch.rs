@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 
 use crate::clock::Time;
 use crate::id::fill_random;
-use crate::store::{self, ChangeRow, ChangeUpdate, Database, EntryRow, Head, Tenure};
+use crate::store::{self, ChangeRow, ChangeUpdate, Database, EntryRow, Head, LogKey, Tenure};
 
 use super::super::entry::{self, Unsealed};
 use super::super::query::{Facts, Projected, project};
-use super::super::tree::Frontier;
+use super::super::tree::{Frontier, Hash, TILE, leaf};
 use super::targets::{Placed, Targets};
+use super::tiles;
 use super::{Group, TargetOp, Written};
 
 /// A wall clock that moved further than this from the monotonic one gets an entry.
@@ -25,6 +26,8 @@ pub(super) struct Log {
     pub database: Database,
     pub origin: String,
     pub frontier: Frontier,
+    /// Hashes of the leaves after the last full tile.
+    pub leaves: Vec<Hash>,
     pub tenure: Tenure,
     pub last_at: Time,
 }
@@ -33,6 +36,9 @@ pub(super) struct Log {
 pub(super) struct Batch {
     pub rows: Vec<EntryRow>,
     pub frontier: Frontier,
+    pub leaves: Vec<Hash>,
+    /// Tiles that became full: their numbers and leaves.
+    tiles: Vec<(u64, Vec<Hash>)>,
     pub last_at: Time,
     targets: Targets,
     projected: Vec<(usize, Value, Unsealed, Time)>,
@@ -50,6 +56,8 @@ impl Log {
         let mut batch = Batch {
             rows: Vec::new(),
             frontier: self.frontier.clone(),
+            leaves: self.leaves.clone(),
+            tiles: Vec::new(),
             last_at: self.last_at,
             targets: Targets::lock(&mut self.database, groups, wall).await?,
             projected: Vec::new(),
@@ -80,6 +88,10 @@ impl Log {
             let kept = match op {
                 TargetOp::KeepBundle { digest, text } => {
                     database.keep_bundle(digest, text).await.map(|()| true)?
+                }
+                TargetOp::NewKey(public) => {
+                    let key = LogKey { origin: self.origin.clone(), public: public.clone(), since: last };
+                    database.put_log_key(&key).await.map(|()| true)?
                 }
                 TargetOp::CreateToken(token) => database.create_token(token).await?,
                 TargetOp::RevokeToken(name, at) => database.revoke_token(name, *at).await?,
@@ -123,7 +135,12 @@ impl Log {
         let mut salt = [0u8; 32];
         fill_random(&mut salt);
         let envelope = entry.envelope(index, at, entry.of.as_ref(), &entry::payload_digest(&salt, &body));
-        batch.frontier.append(&envelope);
+        let hash = leaf(&envelope);
+        batch.frontier.push(hash);
+        batch.leaves.push(hash);
+        if batch.leaves.len() as u64 == TILE {
+            batch.tiles.push((index / TILE, std::mem::take(&mut batch.leaves)));
+        }
         batch.last_at = at;
         let of = entry.of.clone().map(|of| (of.origin, of.index));
         batch.rows.push(EntryRow { index, kind: entry.kind.into(), of: of.clone(), envelope, salt, body });
@@ -157,6 +174,9 @@ impl Log {
                 }
             }
             self.database.project(&changes, &updates).await?;
+            for (number, leaves) in &batch.tiles {
+                tiles::keep(&mut self.database, &self.origin, *number, leaves).await?;
+            }
             let (size, frontier) = (batch.frontier.size(), batch.frontier.bytes());
             let head = Head { size, frontier, epoch: self.tenure.epoch };
             let (from, lease) = (self.frontier.size(), self.tenure.lease);

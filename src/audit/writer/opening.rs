@@ -4,22 +4,20 @@
 //! lease on it. A store that lost what was committed (a standby promoted too early, a restored backup) is never extended
 //! over the gap: the log is closed and another one begun, whose first entry says what is missing.
 
-use std::time::{Duration, Instant};
-
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::id::fill_random;
 use crate::json;
 use crate::keys;
-use crate::store::{self, Database, Location, Reader};
+use crate::store::{self, Database, Location, LogKey, Reader};
 
+use super::super::checkpoint::{Checkpoint, Note, Verifier};
 use super::super::copy::projected;
+use super::super::proofs::Tree;
 use super::super::query::{PROJECTION_VERSION, Projected};
 use super::super::tree::Frontier;
-use super::{Group, Log, Time, Writer, entry, lock};
+use super::{Group, Log, Time, Writer, entry, lock, tiles};
 
-const HEAD_EVERY: Duration = Duration::from_secs(1);
 /// Where a process writes down as whom it appends to a log that others could take over.
 const HOLDER: &str = "holder";
 
@@ -27,27 +25,29 @@ impl Writer {
     /// Opens the store, finds or begins the log, and gives every intent nobody will finish its outcome.
     pub(super) async fn open(&mut self) -> Result<(), store::Error> {
         if self.locks.is_empty() {
-            let mut locks = vec![lock(&keys::lock_path(&self.data))?];
+            let mut locks = vec![lock(&keys::lock_path(&self.shared.data))?];
             if let Location::Sqlite(path) = &self.store {
                 locks.push(lock(&store::lock_path(path))?);
             }
             self.locks = locks;
             // Whoever had the lock before is dead, and it wrote down as whom it appended.
-            self.claim.before = std::fs::read_to_string(self.data.join(HOLDER)).ok();
+            self.claim.before = std::fs::read_to_string(self.shared.data.join(HOLDER)).ok();
         }
         let mut database = Database::open(&self.store, self.origin.is_none()).await?;
         let mut origin = self.find_or_begin(&mut database).await?;
         let mut tenure = database.take(&origin, self.epoch, &self.claim).await?;
         if self.epoch.replace(tenure.epoch).is_none() && database.is_shared() {
-            let written = keys::write_private(&self.data.join(HOLDER), &self.claim.holder);
+            let written = keys::write_private(&self.shared.data.join(HOLDER), &self.claim.holder);
             written.map_err(|error| {
-                store::Error::Wait(format!("{}: {error}", self.data.join(HOLDER).display()))
+                store::Error::Wait(format!("{}: {error}", self.shared.data.join(HOLDER).display()))
             })?;
         }
         let mut frontier = self.end_of(&mut database, &origin).await?;
         self.resolve_doubt(&mut database, &origin).await?;
+        let reader = Reader::open(&self.store).await?;
+        self.check_head(&reader, &frontier.of_log(&origin)).await?;
         let mut began = None;
-        if let Some(succession) = self.missing(&mut database, &origin, &frontier).await? {
+        if let Some(succession) = self.missing(&mut database, &reader, &frontier.of_log(&origin)).await? {
             if succession["previous"] == origin.as_str() {
                 origin = self.begin_log(&mut database, Some(&origin)).await?;
                 tenure = database.take(&origin, None, &self.claim).await?;
@@ -73,12 +73,13 @@ impl Writer {
                 )));
             }
         }
-        let reader = Reader::open(&self.store).await?;
+        let leaves = tiles::catch_up(&mut database, &origin, frontier.size()).await?;
         *self.shared.reader.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(reader);
-        let (size, root) = (frontier.size(), frontier.root());
+        let found = frontier.of_log(&origin);
         let is_first = self.origin.replace(origin.clone()).is_none();
-        self.known = Some((origin.clone(), frontier.clone()));
-        self.log = Some(Log { database, origin, frontier, tenure, last_at });
+        *self.shared.origin.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(origin.clone());
+        self.known = Some(found.clone());
+        self.log = Some(Log { database, origin, frontier, leaves, tenure, last_at });
         if let Err(error) = self.recover().await {
             if let Some(log) = self.log.take() {
                 log.database.close().await;
@@ -87,7 +88,7 @@ impl Writer {
         }
         if is_first {
             let started = json!({"v": 1, "at": self.shared.clock.now(), "version": env!("CARGO_PKG_VERSION"),
-                "unfinished": self.backlog.len(), "size": size, "root": hex::encode(root)});
+                "unfinished": self.backlog.len(), "size": found.size, "root": hex::encode(found.root)});
             self.must_write(Group::of(entry::lifecycle("start", started)));
         }
         // Said first: it is put before everything that waits.
@@ -109,22 +110,35 @@ impl Writer {
         Frontier::read(head.size, &head.frontier).ok_or_else(|| damaged("the log's frontier is damaged"))
     }
 
+    /// The entries give the head that is stored beside them.
+    async fn check_head(&self, reader: &Reader, head: &Checkpoint) -> Result<(), store::Error> {
+        let tree = Tree { reader, origin: &head.origin, size: head.size };
+        if tree.root().await? == head.root {
+            return Ok(());
+        }
+        Err(store::Error::Fatal(format!(
+            "{}: the entries of the log {} do not give the head that is stored beside them; `patchwarden verify` names the first that is wrong",
+            self.store, head.origin
+        )))
+    }
+
     /// What the store has lost of what this gateway committed to it, as the entry of a succession says it.
     async fn missing(
         &self,
         database: &mut Database,
-        origin: &str,
-        found: &Frontier,
+        reader: &Reader,
+        found: &Checkpoint,
     ) -> Result<Option<Value>, store::Error> {
-        let Some((previous, known)) = self.known.clone().or_else(|| self.outside_head()) else {
+        let Some(known) = self.known.clone().or_else(|| self.outside_head()) else {
             return Ok(None);
         };
-        let found = if previous == origin {
-            if extends(database, origin, &known, found).await? {
+        let previous = known.origin.clone();
+        let found = if previous == found.origin {
+            if extends(reader, &known, found).await? {
                 return Ok(None);
             }
             head(found)
-        } else if found.size() > 0 {
+        } else if found.size > 0 {
             // Succeeded by this one before, which has said so.
             return Ok(None);
         } else {
@@ -132,7 +146,7 @@ impl Writer {
             let there = database.head(&previous).await;
             database.rollback().await?;
             let there = there?.and_then(|there| Frontier::read(there.size, &there.frontier));
-            there.as_ref().map_or(Value::Null, head)
+            there.map_or(Value::Null, |there| head(&there.of_log(&previous)))
         };
         let reason = "the store no longer holds all that was committed to it";
         let at = self.shared.clock.now();
@@ -141,36 +155,15 @@ impl Writer {
         ))
     }
 
-    /// The head kept outside the store, from an earlier run.
-    fn outside_head(&self) -> Option<(String, Frontier)> {
-        let text = std::fs::read(store::head_path(&self.store, &self.data)).ok()?;
-        let head: OutsideHead = json::own(&text).ok()?;
-        let frontier = Frontier::read(head.size, &hex::decode(head.frontier).ok()?)?;
-        Some((head.origin, frontier))
-    }
-
-    /// When the head is to be kept outside the store, unless it is there.
-    pub(super) fn keep_at(&self) -> Option<Instant> {
-        let size = self.known.as_ref()?.1.size();
-        (size != self.kept.1).then(|| self.kept.0 + HEAD_EVERY)
-    }
-
-    /// Keeps the head outside the store, at most once a second: a store that falls behind it has lost something.
-    pub(super) async fn keep_head(&mut self, now: bool) {
-        let Some((origin, frontier)) = &self.known else { return };
-        if !now && self.keep_at().is_none_or(|at| Instant::now() < at) {
-            return;
-        }
-        let head = OutsideHead {
-            origin: origin.clone(),
-            size: frontier.size(),
-            frontier: hex::encode(frontier.bytes()),
-        };
-        let (path, text) = (store::head_path(&self.store, &self.data), json!(head).to_string());
-        // One that cannot be written is tried again later; the log does not wait for it.
-        let written = tokio::task::spawn_blocking(move || keys::write_private(&path, &text)).await;
-        let is_kept = written.is_ok_and(|written| written.is_ok());
-        self.kept = (Instant::now(), if is_kept { head.size } else { self.kept.1 });
+    /// The head kept outside the store, from an earlier run; only what this gateway signed counts.
+    fn outside_head(&self) -> Option<Checkpoint> {
+        let text = std::fs::read_to_string(store::head_path(&self.store, &self.shared.data)).ok()?;
+        let note = Note::read(&text).ok()?;
+        let keys = &self.shared.keys;
+        let ours = [Some(keys.log_public()), keys.previous_public()].into_iter().flatten();
+        let ours: Vec<_> = ours.map(|public| Verifier::of_log(&note.checkpoint.origin, public)).collect();
+        note.signed_by(&ours).ok()?;
+        Some(note.checkpoint)
     }
 
     /// What gateways of one store record is compared, so they make their fingerprints with one key.
@@ -197,19 +190,19 @@ impl Writer {
 
     /// The log of our key, or a new one.
     async fn find_or_begin(&mut self, database: &mut Database) -> Result<String, store::Error> {
-        let public = hex::encode(self.shared.keys.log_public());
         database.begin().await?;
-        let logs = async { Ok((database.meta("public_key").await?, database.meta("closed").await?)) }.await;
+        let logs = async { Ok((database.log_keys().await?, database.meta("closed").await?)) }.await;
         database.rollback().await?;
         let (logs, closed) = logs?;
-        let is_closed = |origin: &String| closed.iter().any(|(closed, _)| closed == origin);
-        let ours = logs.iter().find(|(origin, key)| *key == public && !is_closed(origin));
+        let is_closed = |key: &&LogKey| closed.iter().any(|(closed, _)| *closed == key.origin);
+        let logs: Vec<LogKey> = logs.into_iter().filter(|key| !is_closed(&key)).collect();
+        let ours = self.our_log(&logs)?;
         let place = &self.store;
         let found = match (ours, &self.origin) {
-            (Some((origin, _)), Some(known)) if origin != known => Err(store::Error::Wait(format!(
+            (Some(origin), Some(known)) if origin != *known => Err(store::Error::Wait(format!(
                 "{place} holds another log than before; put the right one back"
             ))),
-            (Some((origin, _)), _) => Ok(Some(origin.clone())),
+            (Some(origin), _) => Ok(Some(origin)),
             (None, _) if !logs.is_empty() && !database.is_shared() => Err(store::Error::Fatal(format!(
                 "{place} is the log of another data folder; use the data folder it was made with, or name a new store (store.url)"
             ))),
@@ -225,6 +218,34 @@ impl Writer {
         }
     }
 
+    /// The log whose newest key is ours. A rotation that was cut off is finished, or forgotten if the log does not know it.
+    fn our_log(&self, logs: &[LogKey]) -> Result<Option<String>, store::Error> {
+        let keys = &self.shared.keys;
+        let find = |public: [u8; 32]| {
+            let public = hex::encode(public);
+            logs.iter().find(|key| key.public == public).cloned()
+        };
+        let lost = |error: keys::Error| store::Error::Wait(error.to_string());
+        if let Some(next) = keys::Keys::next_public(&self.shared.data).map_err(lost)? {
+            match find(next) {
+                Some(_) => keys.use_next(&self.shared.data).map_err(lost)?,
+                None => keys::Keys::drop_next(&self.shared.data).map_err(lost)?,
+            }
+        }
+        let Some(ours) = find(keys.log_public()) else { return Ok(None) };
+        let newest = logs.iter().filter(|key| key.origin == ours.origin).max_by_key(|key| key.since);
+        if newest.is_some_and(|newest| newest.public != ours.public) {
+            return Err(store::Error::Fatal(format!(
+                "{}: log.key in {} was followed by another key, at entry {} of {}; put back the newest one",
+                self.store,
+                self.shared.data.display(),
+                newest.map_or(0, |newest| newest.since),
+                ours.origin
+            )));
+        }
+        Ok(Some(ours.origin))
+    }
+
     /// Begins a log, in the place of one that is closed for ever.
     async fn begin_log(&self, database: &mut Database, closes: Option<&str>) -> Result<String, store::Error> {
         let mut id = [0u8; 8];
@@ -236,7 +257,9 @@ impl Writer {
         if let Some(closed) = closes {
             database.put_meta(closed, "closed", &origin).await?;
         }
-        database.put_meta(&origin, "public_key", &hex::encode(self.shared.keys.log_public())).await?;
+        let public = hex::encode(self.shared.keys.log_public());
+        database.put_meta(&origin, "public_key", &public).await?;
+        database.put_log_key(&LogKey { origin: origin.clone(), public, since: 0 }).await?;
         database.put_meta(&origin, "log_id", &hex::encode(id)).await?;
         database.put_meta(&origin, "created_at", &self.shared.clock.now().to_string()).await?;
         database.new_head(&origin).await?;
@@ -245,31 +268,17 @@ impl Writer {
     }
 }
 
-/// What was committed to a log, as it is kept outside the store.
-#[derive(Serialize, Deserialize)]
-struct OutsideHead {
-    origin: String,
-    size: u64,
-    frontier: String,
-}
-
 /// Whether a log still begins with all that was known of it.
-async fn extends(
-    database: &mut Database,
-    origin: &str,
-    known: &Frontier,
-    found: &Frontier,
-) -> Result<bool, store::Error> {
-    let mut grown = known.clone();
-    for index in known.size()..found.size() {
-        let Some(entry) = database.entry(origin, index).await? else { return Ok(false) };
-        grown.append(&entry.envelope);
+async fn extends(reader: &Reader, known: &Checkpoint, found: &Checkpoint) -> Result<bool, store::Error> {
+    if found.size <= known.size {
+        return Ok(found == known);
     }
-    Ok(grown == *found)
+    let tree = Tree { reader, origin: &known.origin, size: known.size };
+    Ok(tree.root().await? == known.root)
 }
 
-fn head(frontier: &Frontier) -> Value {
-    json!({"size": frontier.size(), "root": hex::encode(frontier.root())})
+fn head(checkpoint: &Checkpoint) -> Value {
+    json!({"size": checkpoint.size, "root": hex::encode(checkpoint.root)})
 }
 
 async fn last_time(database: &mut Database, origin: &str, size: u64) -> Result<Time, store::Error> {

@@ -69,7 +69,10 @@ impl Targets {
                     self.note_revision(key, revision.as_deref(), *turn);
                     true
                 }
-                TargetOp::KeepBundle { .. } | TargetOp::CreateToken(_) | TargetOp::RevokeToken(..) => true,
+                TargetOp::NewKey(_)
+                | TargetOp::KeepBundle { .. }
+                | TargetOp::CreateToken(_)
+                | TargetOp::RevokeToken(..) => true,
             };
             if !kept {
                 self.rows = undo;

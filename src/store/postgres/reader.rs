@@ -38,7 +38,7 @@ impl Reader {
         Ok(Self { pool, server: Box::new(server.clone()) })
     }
 
-    async fn rows(&self, query: Query<'_, Postgres, Arguments>) -> Result<Vec<PgRow>, Error> {
+    pub(super) async fn rows(&self, query: Query<'_, Postgres, Arguments>) -> Result<Vec<PgRow>, Error> {
         // With none idle a new connection is made, and a password may have been rotated since the last one.
         if self.pool.num_idle() == 0 {
             self.pool.set_connect_options(self.server.options()?);
@@ -55,7 +55,7 @@ impl Reader {
         within(read).await
     }
 
-    async fn row(&self, query: Query<'_, Postgres, Arguments>) -> Result<Option<PgRow>, Error> {
+    pub(super) async fn row(&self, query: Query<'_, Postgres, Arguments>) -> Result<Option<PgRow>, Error> {
         Ok(self.rows(query).await?.into_iter().next())
     }
 

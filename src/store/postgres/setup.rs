@@ -14,12 +14,15 @@ use super::{Server, inside};
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// What the gateway's role may do, by table. Whatever is not here it may not.
-const PRIVILEGES: [(&str, &str); 10] = [
+const PRIVILEGES: [(&str, &str); 13] = [
     ("entries", "SELECT, INSERT"),
     ("payloads", "SELECT, INSERT, DELETE"),
     ("log_meta", "SELECT, INSERT, UPDATE"),
     ("log_head", "SELECT, INSERT, UPDATE"),
     ("targets", "SELECT, INSERT, UPDATE"),
+    ("tiles", "SELECT, INSERT"),
+    ("checkpoints", "SELECT, INSERT, UPDATE, DELETE"),
+    ("log_keys", "SELECT, INSERT"),
     ("changes", "SELECT, INSERT, UPDATE, DELETE, TRUNCATE"),
     ("projection", "SELECT, UPDATE"),
     ("bundles", "SELECT, INSERT"),

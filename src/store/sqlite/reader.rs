@@ -19,7 +19,7 @@ const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, ca
 
 /// Read-only connections for queries.
 #[derive(Clone)]
-pub struct Reader(SqlitePool);
+pub struct Reader(pub(super) SqlitePool);
 
 impl Reader {
     /// Opens a store that exists, beside whoever writes it.

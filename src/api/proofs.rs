@@ -1,0 +1,293 @@
+//! Proofs over HTTP, as C2SP `tlog-tiles` lays them out and by question.
+//!
+//! The prefix of the log is `/v1/log`: its signed head, its tiles and its entries stand at the paths that clients of
+//! transparency logs know. The gateway's own log is meant unless `origin` names another one of the store.
+
+use axum::extract::{self, Path, Query};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::CONTENT_TYPE;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::State;
+use super::changes::{json_answer, reader};
+use super::problem::Problem;
+use crate::audit::proofs::Log;
+use crate::audit::tree::{Hash, TILE, TileId};
+use crate::store::Error;
+
+/// Most entries in one answer.
+const MAX_ENTRIES: u64 = 256;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Which {
+    origin: Option<String>,
+    size: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Part {
+    origin: Option<String>,
+    start: u64,
+    end: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Included {
+    origin: Option<String>,
+    index: u64,
+    size: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Consistent {
+    origin: Option<String>,
+    from: u64,
+    to: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Whose {
+    origin: Option<String>,
+}
+
+type Asked<T> = Result<Query<T>, extract::rejection::QueryRejection>;
+
+/// `GET /v1/changes/{id}/proof`: what `patchwarden prove` writes.
+pub(super) async fn change(
+    extract::State(state): extract::State<State>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    match reader(&state)?.proof(&id).await.map_err(|cause| Problem::store(&cause))? {
+        Some(Some(evidence)) => Ok(json_answer(&json!(evidence))),
+        Some(None) => {
+            Err(Problem::unavailable("No signed head is over this change yet; ask again in a second."))
+        }
+        None => Err(Problem::not_found(
+            "There is no such change here; give a change's id, its number in the log, or `last`.",
+        )),
+    }
+}
+
+/// `GET /v1/log/checkpoint`: the newest signed head, or the one of `size`.
+pub(super) async fn checkpoint(
+    extract::State(state): extract::State<State>,
+    asked: Asked<Which>,
+) -> Result<Response, Problem> {
+    let asked = asked_for(asked, "`size` and `origin`")?;
+    let (log, _) = log(&state, asked.origin).await?;
+    let head = log.checkpoint(asked.size).await.map_err(|error| store(&error))?;
+    let head =
+        head.ok_or_else(|| Problem::not_found("No head of that size was signed, or it is no longer kept."))?;
+    Ok(text(head.note()))
+}
+
+/// `GET /v1/log/entries`: from `start` to before `end`, at most 256.
+pub(super) async fn entries(
+    extract::State(state): extract::State<State>,
+    asked: Asked<Part>,
+) -> Result<Response, Problem> {
+    let asked = asked_for(asked, "`start`, `end` and `origin`")?;
+    let (log, size) = log(&state, asked.origin).await?;
+    if asked.start >= asked.end || asked.end > size {
+        return Err(Problem::bad(format!(
+            "`start` is below `end`, and `end` at most {size}, the size of the log."
+        )));
+    }
+    let end = asked.end.min(asked.start + MAX_ENTRIES);
+    let found = log.entries(asked.start).await.map_err(|error| store(&error))?;
+    let shown: Vec<Value> = found
+        .iter()
+        .take_while(|entry| entry.index < end)
+        .map(|entry| {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let (payload, salt) = (entry.body.as_deref().map(text), entry.salt.as_ref().map(hex::encode));
+            json!({"index": entry.index, "envelope": text(&entry.envelope), "payload": payload, "salt": salt})
+        })
+        .collect();
+    Ok(json_answer(&json!({"origin": log.origin(), "size": size, "entries": shown})))
+}
+
+/// `GET /v1/log/proof/inclusion`: that entry `index` is in the log of `size` entries.
+pub(super) async fn inclusion(
+    extract::State(state): extract::State<State>,
+    asked: Asked<Included>,
+) -> Result<Response, Problem> {
+    let asked = asked_for(asked, "`index`, `size` and `origin`")?;
+    let (log, now) = log(&state, asked.origin).await?;
+    let size = asked.size.unwrap_or(now);
+    if asked.index >= size || size > now {
+        return Err(Problem::bad(format!("`index` is below `size`, and `size` at most {now}.")));
+    }
+    let hashes = log.tree(size).inclusion(asked.index).await.map_err(|error| store(&error))?;
+    let proof =
+        json!({"origin": log.origin(), "index": asked.index, "size": size, "hashes": encoded(&hashes)});
+    Ok(json_answer(&proof))
+}
+
+/// `GET /v1/log/proof/consistency`: that the log of `to` entries begins with what it was at `from`.
+pub(super) async fn consistency(
+    extract::State(state): extract::State<State>,
+    asked: Asked<Consistent>,
+) -> Result<Response, Problem> {
+    let asked = asked_for(asked, "`from`, `to` and `origin`")?;
+    let (log, now) = log(&state, asked.origin).await?;
+    let to = asked.to.unwrap_or(now);
+    if asked.from > to || to > now {
+        return Err(Problem::bad(format!("`from` is at most `to`, and `to` at most {now}.")));
+    }
+    let hashes = log.tree(to).consistency(asked.from).await.map_err(|error| store(&error))?;
+    let proof = json!({"origin": log.origin(), "from": asked.from, "to": to, "hashes": encoded(&hashes)});
+    Ok(json_answer(&proof))
+}
+
+/// `GET /v1/log/tile/<L>/<N>[.p/<W>]` and `/v1/log/tile/entries/<N>[.p/<W>]`.
+pub(super) async fn tile(
+    extract::State(state): extract::State<State>,
+    Path(path): Path<String>,
+    asked: Asked<Whose>,
+) -> Result<Response, Problem> {
+    let asked = asked_for(asked, "`origin`")?;
+    let wanted = Wanted::parse(&path)
+        .ok_or_else(|| Problem::bad("A tile is at `<level>/<number>` or `entries/<number>`, the number in groups of three digits like `x001/234`, with `.p/<width>` when it is not full."))?;
+    let (log, size) = log(&state, asked.origin).await?;
+    let id = TileId { level: wanted.level.unwrap_or(0), number: wanted.number };
+    let width = id.width(size);
+    if width < wanted.width {
+        return Err(Problem::not_found(format!("The log has {size} entries; that tile is {width} wide.")));
+    }
+    let last = wanted.number * TILE + wanted.width;
+    let bytes = match wanted.level {
+        Some(_) => log.tree(size).tile(id).await.map(|hashes| {
+            hashes.iter().take(usize::try_from(wanted.width).unwrap_or(0)).flatten().copied().collect()
+        }),
+        None => log.tree(size).envelopes(wanted.number * TILE..last).await.map(|all| bundle(&all)),
+    };
+    let bytes: Vec<u8> = bytes.map_err(|error| store(&error))?;
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
+}
+
+/// Entries, each with its length before it.
+fn bundle(envelopes: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for envelope in envelopes {
+        bytes.extend(u16::try_from(envelope.len()).unwrap_or(u16::MAX).to_be_bytes());
+        bytes.extend(envelope);
+    }
+    bytes
+}
+
+/// A path below `tile/`.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    /// `None`: entries.
+    level: Option<u8>,
+    number: u64,
+    width: u64,
+}
+
+impl Wanted {
+    fn parse(path: &str) -> Option<Self> {
+        let (level, rest) = path.split_once('/')?;
+        let level = match level {
+            "entries" => None,
+            level => Some(plain(level)?.try_into().ok().filter(|level| *level < 64)?),
+        };
+        let (number, width) = match rest.split_once(".p/") {
+            Some((number, width)) => (number, plain(width).filter(|width| (1..TILE).contains(width))?),
+            None => (rest, TILE),
+        };
+        let (above, last) =
+            number.rsplit_once('/').map_or((None, number), |(above, last)| (Some(above), last));
+        let group = |text: &str| {
+            let is_three = text.len() == 3 && text.bytes().all(|b| b.is_ascii_digit());
+            is_three.then(|| text.parse::<u64>().ok()).flatten()
+        };
+        let mut number: u64 = 0;
+        for part in above.into_iter().flat_map(|above| above.split('/')) {
+            number = number.checked_mul(1000)?.checked_add(group(part.strip_prefix('x')?)?)?;
+        }
+        number = number.checked_mul(1000)?.checked_add(group(last)?)?;
+        // One spelling a tile: no group of zeroes in front.
+        let is_plain = above.is_none_or(|above| !above.starts_with("x000"));
+        number.checked_mul(TILE).and_then(|first| first.checked_add(TILE))?;
+        is_plain.then_some(Self { level, number, width })
+    }
+}
+
+fn plain(text: &str) -> Option<u64> {
+    text.parse::<u64>().ok().filter(|number| number.to_string() == text)
+}
+
+fn asked_for<T>(asked: Asked<T>, what: &str) -> Result<T, Problem> {
+    let known = |error: extract::rejection::QueryRejection| {
+        Problem::bad(format!("The query knows {what}: {}.", error.body_text().trim_end_matches('.')))
+    };
+    asked.map(|Query(asked)| asked).map_err(known)
+}
+
+async fn log(state: &State, origin: Option<String>) -> Result<(Log, u64), Problem> {
+    let origin = origin.or_else(|| state.audit.origin());
+    let origin = origin.ok_or_else(|| Problem::unavailable("The log is not open yet."))?;
+    let log = reader(state)?.log(&origin);
+    let size = log.size().await.map_err(|error| store(&error))?;
+    let size = size.ok_or_else(|| Problem::not_found("The store has no log of that name."))?;
+    Ok((log, size))
+}
+
+fn store(error: &Error) -> Problem {
+    Problem::store(&error.to_string())
+}
+
+fn encoded(hashes: &[Hash]) -> Vec<String> {
+    hashes.iter().map(|hash| STANDARD.encode(hash)).collect()
+}
+
+fn text(text: String) -> Response {
+    ([(CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tile_has_one_path() {
+        let wanted = |level, number, width| Some(Wanted { level, number, width });
+        assert_eq!(Wanted::parse("0/000"), wanted(Some(0), 0, 256));
+        assert_eq!(Wanted::parse("1/x001/x234/067"), wanted(Some(1), 1_234_067, 256));
+        assert_eq!(Wanted::parse("0/x001/234.p/17"), wanted(Some(0), 1234, 17));
+        assert_eq!(Wanted::parse("entries/007.p/255"), wanted(None, 7, 255));
+        for wrong in [
+            "",
+            "0",
+            "0/0",
+            "0/00",
+            "0/0000",
+            "64/000",
+            "00/000",
+            "0/001/234",
+            "0/x000/001",
+            "0/x01/234",
+            "0/000.p/0",
+            "0/000.p/256",
+            "0/000.p/01",
+            "0/000.p",
+            "entries",
+            "entries/",
+            "0/x001/x002",
+            "0/x999/x999/x999/x999/x999/x999/x999/999",
+            "-1/000",
+            "0/+01",
+        ] {
+            assert_eq!(Wanted::parse(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `patchwarden verify FILE`: what `prove` wrote, checked with nothing but a public key.
+//!
+//! Without a key from somebody who is trusted nothing is proved, so one has to be given.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::super::out::print;
+use super::super::{MISCONFIGURED, UNABLE, WRONG};
+use super::{Args, Format, keys};
+use crate::app::Failure;
+use crate::audit::evidence::{Checked, Evidence, Verdict};
+use crate::clock::Time;
+use crate::view;
+
+/// The longest file that is read.
+const MAX_FILE: u64 = 64 << 20;
+
+pub(super) fn run(path: &Path, args: &Args) -> Result<u8, Failure> {
+    let trusted = keys("--public-key", &args.public_key)?;
+    if trusted.is_empty() {
+        let message = "a proof is only as good as the key it is checked with: give the log's as --public-key, from somebody you trust; `patchwarden keys show` prints it";
+        return Err(Failure { code: MISCONFIGURED, message: message.to_owned() });
+    }
+    let witnesses = keys("--witness", &args.witness)?;
+    let unreadable = |what: String| Failure { code: UNABLE, message: format!("{}: {what}", path.display()) };
+    let length = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
+    if length > MAX_FILE {
+        return Err(unreadable(format!("it is {length} bytes, more than any proof of a change")));
+    }
+    let text = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let verdict = Evidence::read(&text).and_then(|evidence| evidence.verify(&trusted, &witnesses));
+    let code = if verdict.is_ok() { 0 } else { WRONG };
+    print(&match (args.format, verdict) {
+        (Format::Text, Ok(verdict)) => proved(&verdict, args.utc),
+        (Format::Text, Err(what)) => format!("WRONG  {}: {what}\n", path.display()),
+        (Format::Json, Ok(verdict)) => format!("{:#}\n", shown(&verdict)),
+        (Format::Json, Err(what)) => format!("{:#}\n", json!({"proved": false, "fault": what})),
+    })?;
+    Ok(code)
+}
+
+fn proved(verdict: &Verdict, utc: bool) -> String {
+    let mut text = format!("proved {}\n", verdict.change);
+    for entry in &verdict.entries {
+        let part = |name: &str| entry.envelope[name].as_str().unwrap_or("-").to_owned();
+        text += &format!(
+            "  {}  {} {}, entry {} of {}\n",
+            view::moment(&json!(at(entry)), utc),
+            part("kind"),
+            part("result"),
+            entry.envelope["index"],
+            entry.origin
+        );
+        let gone = if entry.payload.is_null() { "; what it said was removed by retention" } else { "" };
+        text += &format!("    in the log of {} entries, which the key signed{gone}\n", entry.size);
+        for (witness, seconds) in &entry.witnessed {
+            let seen = Time(i64::try_from(*seconds).unwrap_or(0).saturating_mul(1_000_000));
+            text += &format!("    seen by {witness} on {}\n", view::moment(&json!(seen), utc));
+        }
+    }
+    if let Some(attempt) = verdict.entries.first() {
+        let said = |pointer: &str| {
+            attempt.payload.pointer(pointer).and_then(Value::as_str).unwrap_or("-").to_owned()
+        };
+        text += &format!(
+            "  {} of {} by {}: {}\n",
+            attempt.envelope["operation"].as_str().unwrap_or("-"),
+            attempt.envelope["target"].as_str().unwrap_or("-"),
+            view::visible(&said("/caller/id")),
+            view::visible(&said("/summary")),
+        );
+    }
+    text
+}
+
+fn shown(verdict: &Verdict) -> Value {
+    let entry = |entry: &Checked| {
+        let witness = |(name, seconds): &(String, u64)| json!({"name": name, "at": seconds});
+        json!({
+            "origin": entry.origin,
+            "size": entry.size,
+            "envelope": entry.envelope,
+            "payload": entry.payload,
+            "witnessed": entry.witnessed.iter().map(witness).collect::<Vec<_>>(),
+        })
+    };
+    let entries: Vec<Value> = verdict.entries.iter().map(entry).collect();
+    json!({"proved": true, "change": verdict.change, "entries": entries})
+}
+
+fn at(entry: &Checked) -> Time {
+    Time(entry.envelope["at"].as_i64().unwrap_or(0))
+}
