@@ -158,7 +158,7 @@ async fn a_proof_that_was_altered_in_any_place_proves_nothing() {
     }
     // A head of another size, signed by nobody.
     let mut lines: Vec<String> = text("/entries/0/proof").lines().map(str::to_owned).collect();
-    let size = lines.iter().position(|line| line.is_empty()).unwrap() + 2;
+    let size = lines.iter().position(String::is_empty).unwrap() + 2;
     lines[size] = (lines[size].parse::<u64>().unwrap() + 1).to_string();
     std::fs::write(&file, set("/entries/0/proof", json!(lines.join("\n") + "\n")).to_string()).unwrap();
     let (code, said) = elsewhere(folder.path(), &["verify", "altered.json", "--public-key", &key]);
