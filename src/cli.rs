@@ -4,6 +4,8 @@
 //! 2 flags, environment or configuration file wrong, 3 could not be done. Data goes to standard output, everything else
 //! to standard error. A reader that closes the pipe has what it wants: that ends a command quietly.
 
+mod ask;
+mod backup;
 mod check;
 mod config;
 mod demo;
@@ -12,6 +14,8 @@ mod history;
 mod identity;
 mod out;
 mod policy;
+mod prune;
+mod restore;
 mod scan;
 mod serve;
 mod show;
@@ -108,6 +112,30 @@ enum Command {
         settings: Settings,
         #[command(flatten)]
         args: verify::Args,
+    },
+    /// Remove what was recorded longer ago than this; that it was recorded stays, and every proof with it
+    #[command(after_help = "Example: patchwarden prune --older-than 365d")]
+    Prune {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: prune::Args,
+    },
+    /// Copy an SQLite store into one file, also beside a running gateway, and verify the copy
+    #[command(after_help = "Example: patchwarden backup /backup/patchwarden.db")]
+    Backup {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: backup::Args,
+    },
+    /// Put a backup back where there is no store, and say what it does not hold
+    #[command(after_help = "Example: patchwarden restore /backup/patchwarden.db --check")]
+    Restore {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: restore::Args,
     },
     /// Make, list and revoke admin tokens
     #[command(after_help = "Example: patchwarden token create --role reader --name auditor")]
@@ -213,6 +241,13 @@ fn misconfigured(errors: &Errors) -> Failure {
     Failure { code: MISCONFIGURED, message: errors.to_string() }
 }
 
+/// The store did not do what it was asked; named where its own words do not.
+fn store_failed(config: &Config, message: &str) -> Failure {
+    let name = config.store.to_string();
+    let named = if message.contains(&name) { message.to_owned() } else { format!("{name}: {message}") };
+    Failure { code: UNABLE, message: named }
+}
+
 fn warn(warnings: &[String]) {
     for warning in warnings {
         out::complain(&format!("warning: {warning}"));
@@ -250,6 +285,9 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::History { settings, args } => history::run(&args, &settings.load(false)?).await,
         Command::Show { settings, args } => show::run(&args, &settings.load(false)?).await,
         Command::Verify { settings, args } => verify::run(&args, &settings.load(false)?).await,
+        Command::Prune { settings, args } => prune::run(&args, &settings.load(false)?).await,
+        Command::Backup { settings, args } => backup::run(&args, &settings.load(false)?).await,
+        Command::Restore { settings, args } => restore::run(&args, &settings.load(false)?).await,
         Command::Token { settings, args } => token::run(&args, &settings.load(false)?).await,
         Command::Scan { settings, args } => scan::run(&args, &settings.load(true)?).await,
         Command::Store { settings, args } => store::run(&args, &settings.load(false)?).await,

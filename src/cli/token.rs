@@ -4,31 +4,18 @@
 //! none runs is the store opened here, with its locks (the list needs none). A new token alone goes to standard output,
 //! and is shown nowhere else. Revoking what is not there ends with 1.
 
-use std::io::ErrorKind;
-use std::path::Path;
-use std::time::Duration;
-
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::Method;
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
 
+use super::ask::ask;
 use super::out::{complain, print};
-use super::{MISCONFIGURED, UNABLE, WRONG};
+use super::{UNABLE, WRONG};
 use crate::access::{self, Role};
 use crate::app::{self, Failure};
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::{json, store, view};
+use crate::{store, view};
 
-/// For one question to the gateway.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// The largest answer that is read.
-const MAX_ANSWER: usize = 4 * 1024 * 1024;
 const COLUMNS: [&str; 4] = ["NAME", "ROLE", "CREATED", "REVOKED"];
 
 /// What `token` takes.
@@ -143,69 +130,6 @@ fn row(token: &Value, utc: bool) -> [String; 4] {
     let revoked =
         if token["revoked_at"].is_null() { "-".to_owned() } else { view::moment(&token["revoked_at"], utc) };
     [text("name"), text("role"), view::moment(&token["created_at"], utc), revoked]
-}
-
-/// Asks the gateway that uses this data folder; nothing when none runs.
-async fn ask(
-    data: &Path,
-    method: Method,
-    path: &str,
-    body: Option<&Value>,
-) -> Result<Option<Value>, Failure> {
-    let socket = data.join("admin.sock");
-    let failed = |why: String| unable(format!("{}: {why}", socket.display()));
-    let stream = match UnixStream::connect(&socket).await {
-        Ok(stream) => stream,
-        Err(error) if no_gateway(error.kind()) => return Ok(None),
-        Err(error) => return Err(failed(error.to_string())),
-    };
-    let (status, bytes) = tokio::time::timeout(PATIENCE, exchange(stream, method, path, body))
-        .await
-        .map_err(|_late| failed("the gateway does not answer".to_owned()))?
-        .map_err(|error| failed(format!("{error:#}")))?;
-    let answer = if bytes.is_empty() { Value::Null } else { json::value(&bytes).unwrap_or_default() };
-    if status.is_success() {
-        return Ok(Some(answer));
-    }
-    let detail = answer["detail"].as_str().map_or_else(|| status.to_string(), str::to_owned);
-    let code = match status {
-        StatusCode::BAD_REQUEST => MISCONFIGURED,
-        StatusCode::NOT_FOUND => WRONG,
-        _ => UNABLE,
-    };
-    Err(Failure { code, message: detail })
-}
-
-/// No socket, one that nobody listens on, or a path too long for one.
-fn no_gateway(error: ErrorKind) -> bool {
-    matches!(error, ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::InvalidInput)
-}
-
-async fn exchange(
-    stream: UnixStream,
-    method: Method,
-    path: &str,
-    body: Option<&Value>,
-) -> anyhow::Result<(StatusCode, Bytes)> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let body = Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default()));
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(HOST, "patchwarden")
-        .header(CONTENT_TYPE, "application/json")
-        .body(body)?;
-    let answer = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        Ok((status, body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes()))
-    };
-    tokio::select! {
-        answer = answer => answer,
-        // Its end alone is no answer: the future beside it says what became of the request.
-        never = async { let _ = connection.await; std::future::pending().await } => never,
-    }
 }
 
 fn unable(message: impl Into<String>) -> Failure {

@@ -17,6 +17,7 @@ use crate::store::{self, Database, Location, Reader};
 use super::super::copy::projected;
 use super::super::query::{PROJECTION_VERSION, Projected};
 use super::super::tree::Frontier;
+use super::runs::LastRun;
 use super::{Group, Log, Time, Writer, entry, lock};
 
 const HEAD_EVERY: Duration = Duration::from_secs(1);
@@ -79,16 +80,27 @@ impl Writer {
         let is_first = self.origin.replace(origin.clone()).is_none();
         self.known = Some((origin.clone(), frontier.clone()));
         self.log = Some(Log { database, origin, frontier, tenure, last_at });
-        if let Err(error) = self.recover().await {
-            if let Some(log) = self.log.take() {
-                log.database.close().await;
+        // Looked for before what was left open gets its outcome.
+        let before = if is_first { self.last_run().await } else { Ok(LastRun::default()) };
+        let recovered = match before {
+            Ok(before) => self.recover().await.map(|()| before),
+            Err(error) => Err(error),
+        };
+        let before = match recovered {
+            Ok(before) => before,
+            Err(error) => {
+                if let Some(log) = self.log.take() {
+                    log.database.close().await;
+                }
+                // The start is still to be said.
+                self.origin = self.origin.take().filter(|_| !is_first);
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         if is_first {
             let started = json!({"v": 1, "at": self.shared.clock.now(), "version": env!("CARGO_PKG_VERSION"),
                 "unfinished": self.backlog.len(), "size": size, "root": hex::encode(root)});
-            self.must_write(Group::of(entry::lifecycle("start", started)));
+            self.began(started, before);
         }
         // Said first: it is put before everything that waits.
         if let Some(succession) = began {
@@ -116,7 +128,8 @@ impl Writer {
         origin: &str,
         found: &Frontier,
     ) -> Result<Option<Value>, store::Error> {
-        let Some((previous, known)) = self.known.clone().or_else(|| self.outside_head()) else {
+        let Some((previous, known)) = self.known.clone().or_else(|| outside_head(&self.store, &self.data))
+        else {
             return Ok(None);
         };
         let found = if previous == origin {
@@ -139,14 +152,6 @@ impl Writer {
         Ok(Some(
             json!({"v": 1, "at": at, "reason": reason, "previous": previous, "known": head(&known), "found": found}),
         ))
-    }
-
-    /// The head kept outside the store, from an earlier run.
-    fn outside_head(&self) -> Option<(String, Frontier)> {
-        let text = std::fs::read(store::head_path(&self.store, &self.data)).ok()?;
-        let head: OutsideHead = json::own(&text).ok()?;
-        let frontier = Frontier::read(head.size, &hex::decode(head.frontier).ok()?)?;
-        Some((head.origin, frontier))
     }
 
     /// When the head is to be kept outside the store, unless it is there.
@@ -224,6 +229,14 @@ struct OutsideHead {
     origin: String,
     size: u64,
     frontier: String,
+}
+
+/// The head kept outside the store, from an earlier run: the log's name and its end.
+pub(in crate::audit) fn outside_head(store: &Location, data: &std::path::Path) -> Option<(String, Frontier)> {
+    let text = std::fs::read(store::head_path(store, data)).ok()?;
+    let head: OutsideHead = json::own(&text).ok()?;
+    let frontier = Frontier::read(head.size, &hex::decode(head.frontier).ok()?)?;
+    Some((head.origin, frontier))
 }
 
 /// Whether a log still begins with all that was known of it.

@@ -69,7 +69,12 @@ impl Targets {
                     self.note_revision(key, revision.as_deref(), *turn);
                     true
                 }
-                TargetOp::KeepBundle { .. } | TargetOp::CreateToken(_) | TargetOp::RevokeToken(..) => true,
+                TargetOp::KeepBundle { .. }
+                | TargetOp::CreateToken(_)
+                | TargetOp::RevokeToken(..)
+                | TargetOp::PruneBelow(_)
+                | TargetOp::RemovePayloads { .. }
+                | TargetOp::Vacuum => true,
             };
             if !kept {
                 self.rows = undo;
