@@ -59,6 +59,15 @@ impl Role {
     }
 }
 
+/// Who asks: a token, or whoever may open the socket in the data folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The token's name; `admin.sock` for the socket.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+}
+
 /// A new token's secret and the hash to keep of it.
 pub fn mint() -> (String, String) {
     let mut random = [0u8; 32];
@@ -140,12 +149,12 @@ impl Access {
         Ok(Self { audit, file, cached: Mutex::default() })
     }
 
-    /// What the bearer token of a request opens.
-    pub async fn authorise(&self, headers: &HeaderMap) -> Result<Role, Denied> {
+    /// Whose token a request carries, and what it opens.
+    pub async fn authorise(&self, headers: &HeaderMap) -> Result<Caller, Denied> {
         let presented = id::sha256(&[bearer(headers).ok_or(Denied::Missing)?.as_bytes()]);
         // The file's token opens without the store.
-        if let Some(role) = opens(self.file.iter(), &presented) {
-            return Ok(role);
+        if let Some(caller) = opens(self.file.iter(), &presented) {
+            return Ok(caller);
         }
         let mut cached = self.cached.lock().await;
         if cached.asked.is_none_or(|asked| asked.elapsed() > FRESH) {
@@ -199,11 +208,13 @@ impl Access {
 }
 
 /// Looks at every token, whichever fits.
-fn opens<'k>(known: impl Iterator<Item = &'k Known>, presented: &[u8; 32]) -> Option<Role> {
-    known.fold(None, |opened, known| {
+fn opens<'k>(known: impl Iterator<Item = &'k Known>, presented: &[u8; 32]) -> Option<Caller> {
+    let opened = known.fold(None, |opened: Option<&Known>, known| {
         let fits = verify_slices_are_equal(&known.hash, presented).is_ok();
-        if fits { opened.max(Some(known.role)) } else { opened }
-    })
+        let is_more = opened.is_none_or(|opened| opened.role < known.role);
+        if fits && is_more { Some(known) } else { opened }
+    });
+    opened.map(|known| Caller { name: known.name.clone(), role: known.role })
 }
 
 /// The one bearer token of a request.
@@ -250,12 +261,13 @@ mod tests {
     async fn a_token_opens_until_it_is_revoked() {
         let folder = tempfile::tempdir().unwrap();
         let access = Access::new(store(folder.path()).await, None).unwrap();
+        let reader = Caller { name: "ci".into(), role: Role::Reader };
         assert_eq!(access.authorise(&with(&["Bearer pw_00"])).await, Err(Denied::Unknown));
         let secret = access.create("ci", Role::Reader).await.unwrap().unwrap();
         assert!(secret.len() == 67 && secret.starts_with("pw_"), "{secret}");
         assert_eq!(access.create("ci", Role::Operator).await, Ok(None));
         let headers = with(&[&format!("bearer {secret}")]);
-        assert_eq!(access.authorise(&headers).await, Ok(Role::Reader));
+        assert_eq!(access.authorise(&headers).await, Ok(reader));
         assert_eq!(access.revoke("ci").await, Ok(true));
         assert_eq!(access.authorise(&headers).await, Err(Denied::Unknown));
         assert_eq!(access.revoke("ci").await, Ok(false));
@@ -279,7 +291,8 @@ mod tests {
         let audit = store(folder.path()).await;
         let access = Access::new(audit.clone(), Some(&file)).unwrap();
         let headers = with(&["Bearer an-admin-token-of-our-own"]);
-        assert_eq!(access.authorise(&headers).await, Ok(Role::Operator));
+        let operator = Caller { name: "admin.token_file".into(), role: Role::Operator };
+        assert_eq!(access.authorise(&headers).await, Ok(operator));
         fs::write(&file, "short").unwrap();
         assert!(Access::new(audit, Some(&file)).is_err());
     }

@@ -7,6 +7,7 @@
 
 mod changes;
 pub mod filter;
+mod keeping;
 mod keys;
 mod policies;
 mod problem;
@@ -18,7 +19,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use axum::error_handling::HandleErrorLayer;
-use axum::extract::{self, DefaultBodyLimit, Request};
+use axum::extract::{self, DefaultBodyLimit, MatchedPath, Request};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -30,7 +31,7 @@ use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
-use crate::access::{Access, Denied, Role};
+use crate::access::{Access, Caller, Denied, Role};
 use crate::audit::Audit;
 use crate::bundle::Bundle;
 use crate::clock::Clock;
@@ -89,7 +90,7 @@ impl std::ops::Deref for State {
 
 /// The router of the admin port.
 pub fn admin(state: State) -> Router {
-    let guarded = routes()
+    let guarded = routes(&state)
         .route("/metrics", get(metrics))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
@@ -100,7 +101,7 @@ pub fn admin(state: State) -> Router {
 
 /// The router of the socket in the data folder: every caller is operator.
 pub fn socket(state: State) -> Router {
-    let open = routes()
+    let open = routes(&state)
         .route("/metrics", get(metrics))
         .merge(probes())
         .fallback(unknown)
@@ -109,26 +110,33 @@ pub fn socket(state: State) -> Router {
     layered(open.with_state(state))
 }
 
-fn routes() -> Router<State> {
-    let operators = Router::new()
+fn routes(state: &State) -> Router<State> {
+    let operating = Router::new()
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{name}", delete(tokens::revoke))
         .route("/v1/log/keys/previous", delete(keys::retire))
+        .route("/v1/prune", post(keeping::prune))
+        .route("/v1/backups", post(keeping::backed_up))
         .route_layer(middleware::from_fn(operators_only));
-    Router::new()
+    // Whoever reads what was recorded is recorded.
+    let history = Router::new()
         .route("/v1/changes", get(changes::list))
         .route("/v1/changes/{id}", get(changes::one))
         .route("/v1/changes/{id}/proof", get(proofs::change))
         .route("/v1/targets/{id}/history", get(changes::history))
-        .route("/v1/log/checkpoint", get(proofs::checkpoint))
         .route("/v1/log/entries", get(proofs::entries))
+        .route("/v1/log/tile/entries/{*bundle}", get(proofs::bundle))
+        .route_layer(middleware::from_fn_with_state(state.clone(), noted));
+    Router::new()
+        .route("/v1/log/checkpoint", get(proofs::checkpoint))
         .route("/v1/log/proof/inclusion", get(proofs::inclusion))
         .route("/v1/log/proof/consistency", get(proofs::consistency))
         .route("/v1/log/tile/{*tile}", get(proofs::tile))
+        .route("/v1/log/keys", get(keys::list).post(keys::rotate))
         .route("/v1/policies", get(policies::list))
         .route(EVALUATE, post(policies::judge).layer(DefaultBodyLimit::max(policies::MAX_QUESTION)))
-        .route("/v1/log/keys", get(keys::list).post(keys::rotate))
-        .merge(operators)
+        .merge(operating)
+        .merge(history)
 }
 
 fn probes() -> Router<State> {
@@ -171,7 +179,9 @@ async fn in_time(request: Request, next: Next) -> Response {
 }
 
 async fn as_operator(mut request: Request, next: Next) -> Response {
-    request.extensions_mut().insert(Role::Operator);
+    let caller = Caller { name: "admin.sock".to_owned(), role: Role::Operator };
+    request.extensions_mut().insert(caller.role);
+    request.extensions_mut().insert(caller);
     next.run(request).await
 }
 
@@ -185,16 +195,26 @@ async fn authorise(
     if state.open_metrics && path == "/metrics" {
         return next.run(request).await;
     }
-    let role = match state.access.authorise(request.headers()).await {
-        Ok(role) => role,
+    let caller = match state.access.authorise(request.headers()).await {
+        Ok(caller) => caller,
         Err(denied) => return refused(denied).into_response(),
     };
     // A question changes nothing.
     let reads = matches!(*request.method(), Method::GET | Method::HEAD) || path == EVALUATE;
-    if role < Role::Operator && !reads {
+    if caller.role < Role::Operator && !reads {
         return not_an_operator().into_response();
     }
-    request.extensions_mut().insert(role);
+    request.extensions_mut().insert(caller.role);
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
+/// Notes a read of the history. It is neither waited for nor a reason to fail.
+async fn noted(extract::State(state): extract::State<State>, request: Request, next: Next) -> Response {
+    let (caller, path) = (request.extensions().get::<Caller>(), request.extensions().get::<MatchedPath>());
+    if let (Some(caller), Some(path)) = (caller, path) {
+        state.audit.accessed(&caller.name, caller.role.as_str(), path.as_str());
+    }
     next.run(request).await
 }
 

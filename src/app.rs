@@ -18,10 +18,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::Access;
 use crate::api::{self, Phase, Readiness};
-use crate::audit::{self, Audit, Status};
+use crate::audit::{self, Audit, InForce, Status};
 use crate::bundle::{self, Bundle};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Provenance};
+use crate::id::Digest;
 use crate::keys::{self, Keys};
 use crate::log;
 use crate::metrics::Metrics;
@@ -119,6 +120,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         clock: Clock::System,
         metrics: metrics.clone(),
         tasks: tasks.clone(),
+        in_force: Some(InForce { policy: bundle.digest().clone(), config: fingerprint(&config, &keys) }),
     });
     let audit = audit.await.map_err(Failure::unable)?;
     let access = Access::new(audit.clone(), config.admin.token_file.as_deref());
@@ -229,12 +231,21 @@ pub async fn offline(config: &Config) -> Result<Audit, Failure> {
         clock: Clock::System,
         metrics: Arc::new(Metrics::new()),
         tasks: TaskTracker::new(),
+        in_force: None,
     });
     let audit = audit.await.map_err(Failure::unable)?;
     match audit.status() {
         Status::Up => Ok(audit),
         Status::Down { detail, .. } => Err(Failure::unable(detail)),
     }
+}
+
+/// What the log names a configuration by: two are the same when every setting is. Keyed, and without passwords.
+fn fingerprint(config: &Config, keys: &Keys) -> Digest {
+    let line = |setting: &Provenance| {
+        format!("{} = {}\n", setting.key, setting.value.as_deref().unwrap_or_default())
+    };
+    keys.fingerprint("config", config.provenance().iter().map(line).collect::<String>().as_bytes())
 }
 
 /// Keys are made only where there is no log yet that other keys belong to.

@@ -5,12 +5,15 @@
 //! nobody proved who said what. One writer (`writer`) builds batches; queries read a projection ([`query`]). When the
 //! log cannot be written, attempts are refused at once and the writer tries again until it can.
 
+mod access;
+pub mod backup;
 pub mod checkpoint;
 pub mod copy;
 mod entry;
 pub mod evidence;
 mod fold;
 pub mod proofs;
+mod prune;
 pub mod query;
 mod record;
 pub mod tree;
@@ -45,6 +48,7 @@ use base64::engine::general_purpose::STANDARD;
 use checkpoint::{Note, Verifier, key_change};
 use entry::Intended;
 use evidence::KeyChange;
+pub use prune::Pruned;
 pub use record::{
     Declaration, Draft, Hold, Newest, Outcome, OutcomeResult, Recorded, Seen, Settled, Settlement, TargetNow,
 };
@@ -110,6 +114,17 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where a change is finished after its client was answered.
     pub tasks: TaskTracker,
+    /// What a gateway judges by; nothing for a command that only writes to the log.
+    pub in_force: Option<InForce>,
+}
+
+/// What a gateway judges and works by, as the log names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InForce {
+    /// Of the policies.
+    pub policy: Digest,
+    /// Of the configuration; keyed, since what stands in one can be guessed.
+    pub config: Digest,
 }
 
 /// Whether the log can be written.
@@ -153,6 +168,10 @@ struct Shared {
     origin: RwLock<Option<String>>,
     /// The newest head that was signed.
     head: watch::Sender<Option<Note>>,
+    accesses: access::Accesses,
+    in_force: Mutex<Option<InForce>>,
+    /// One prune at a time.
+    pruning: tokio::sync::Mutex<()>,
     /// The writer, and what feeds it.
     writing: TaskTracker,
 }
@@ -286,6 +305,9 @@ impl Audit {
             folds: fold::Folds::default(),
             origin: RwLock::default(),
             head: watch::Sender::new(None),
+            accesses: access::Accesses::default(),
+            in_force: Mutex::new(parts.in_force),
+            pruning: tokio::sync::Mutex::default(),
             writing: TaskTracker::new(),
         });
         let mut writer = writer::Writer::new(shared.clone(), queue, parts.store);
@@ -689,10 +711,12 @@ impl Audit {
 
     async fn flush_folds(self) {
         let mut minute = tokio::time::interval(Duration::from_secs(60));
+        let mut accesses = tokio::time::interval(access::EVERY);
         let mut status = self.watch();
         loop {
             tokio::select! {
                 _ = minute.tick() => self.fold_now(),
+                _ = accesses.tick() => self.fold_accesses(),
                 changed = status.changed() => if changed.is_err() || self.0.jobs.is_closed() { return },
                 () = self.0.jobs.closed() => return,
             }
@@ -755,6 +779,21 @@ impl Audit {
         }
     }
 
+    /// Notes that somebody read the history: the first time at once, what follows counted together.
+    pub fn accessed(&self, token: &str, role: &'static str, route: &str) {
+        let now = self.0.clock.now();
+        if let Some(unsealed) = self.0.accesses.take(token, role, route, now, self.status() == Status::Up) {
+            self.note_entry(unsealed);
+        }
+    }
+
+    /// Counts stay where they are while the log is down.
+    fn fold_accesses(&self) {
+        if self.status() == Status::Up {
+            self.0.accesses.flush().into_iter().for_each(|unsealed| self.note_entry(unsealed));
+        }
+    }
+
     /// What its clock says.
     pub fn now(&self) -> Time {
         self.0.clock.now()
@@ -762,9 +801,33 @@ impl Audit {
 
     /// Writes into the log what became of the gateway itself.
     pub fn note(&self, name: &'static str, payload: Value) {
+        self.note_entry(entry::lifecycle(name, payload));
+    }
+
+    fn note_entry(&self, unsealed: entry::Unsealed) {
         let (reply, _) = oneshot::channel();
-        let group = Group::of(entry::lifecycle(name, payload));
-        self.send(Job { group, must: true, attempt: false, reply });
+        self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
+    }
+
+    /// The same, and waits until it is written.
+    pub async fn record(&self, name: &'static str, payload: Value) -> Result<(), String> {
+        let written = self.write(Group::of(entry::lifecycle(name, payload)), self.0.settings.commit_wait.0);
+        written.await.map(drop).map_err(|error| match error {
+            NotWritten::Lost => "the log is busy".to_owned(),
+            NotWritten::Unavailable(cause) => cause,
+        })
+    }
+
+    /// Says that other policies are in force from now on.
+    pub fn policies_taken(&self, old: &Digest, new: &Digest) {
+        if let Some(in_force) = &mut *self.0.in_force.lock().unwrap_or_else(PoisonError::into_inner) {
+            in_force.policy = new.clone();
+        }
+        self.note("policies", json!({"v": 1, "old": old, "new": new}));
+    }
+
+    fn in_force(&self) -> Option<InForce> {
+        self.0.in_force.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keeps what a digest in later entries is of, so that their decisions can be explained.
@@ -778,8 +841,11 @@ impl Audit {
     /// Writes everything that waits, says so in the log, and closes the store.
     pub async fn stop(&self) {
         self.fold_now();
+        self.fold_accesses();
         let (reply, answer) = oneshot::channel();
-        let stop = entry::lifecycle("stop", json!({"v": 1, "at": self.0.clock.now()}));
+        let (policy, config) = self.in_force().map(|digests| (digests.policy, digests.config)).unzip();
+        let stop = json!({"v": 1, "at": self.0.clock.now(), "policy": policy, "config": config});
+        let stop = entry::lifecycle("stop", stop);
         self.send(Job { group: Group { stop: true, ..Group::of(stop) }, must: true, attempt: false, reply });
         let _ = tokio::time::timeout(OUTCOME_WAIT, answer).await;
         self.0.writing.close();
@@ -874,6 +940,7 @@ impl Audit {
             clock: Clock::System,
             metrics: Arc::new(Metrics::new()),
             tasks: TaskTracker::new(),
+            in_force: None,
         };
         Self::start(parts).await.unwrap()
     }

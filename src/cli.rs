@@ -5,6 +5,7 @@
 //! to standard error. A reader that closes the pipe has what it wants: that ends a command quietly.
 
 mod ask;
+mod backup;
 mod check;
 mod config;
 mod demo;
@@ -15,6 +16,8 @@ mod keys;
 mod out;
 mod policy;
 mod prove;
+mod prune;
+mod restore;
 mod scan;
 mod serve;
 mod show;
@@ -128,6 +131,30 @@ enum Command {
         #[command(flatten)]
         args: keys::Args,
     },
+    /// Remove what was recorded longer ago than this; that it was recorded stays, and every proof with it
+    #[command(after_help = "Example: patchwarden prune --older-than 365d")]
+    Prune {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: prune::Args,
+    },
+    /// Copy an SQLite store into one file, also beside a running gateway, and verify the copy
+    #[command(after_help = "Example: patchwarden backup /backup/patchwarden.db")]
+    Backup {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: backup::Args,
+    },
+    /// Put a backup back where there is no store, and say what it does not hold
+    #[command(after_help = "Example: patchwarden restore /backup/patchwarden.db --check")]
+    Restore {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: restore::Args,
+    },
     /// Make, list and revoke admin tokens
     #[command(after_help = "Example: patchwarden token create --role reader --name auditor")]
     Token {
@@ -232,6 +259,13 @@ fn misconfigured(errors: &Errors) -> Failure {
     Failure { code: MISCONFIGURED, message: errors.to_string() }
 }
 
+/// The store did not do what it was asked; named where its own words do not.
+fn store_failed(config: &Config, message: &str) -> Failure {
+    let name = config.store.to_string();
+    let named = if message.contains(&name) { message.to_owned() } else { format!("{name}: {message}") };
+    Failure { code: UNABLE, message: named }
+}
+
 fn warn(warnings: &[String]) {
     for warning in warnings {
         out::complain(&format!("warning: {warning}"));
@@ -271,6 +305,9 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Verify { settings, args } => verify::run(&args, &settings.load(false)?).await,
         Command::Prove { settings, args } => prove::run(&args, &settings.load(false)?).await,
         Command::Keys { settings, args } => keys::run(&args, &settings.load(false)?).await,
+        Command::Prune { settings, args } => prune::run(&args, &settings.load(false)?).await,
+        Command::Backup { settings, args } => backup::run(&args, &settings.load(false)?).await,
+        Command::Restore { settings, args } => restore::run(&args, &settings.load(false)?).await,
         Command::Token { settings, args } => token::run(&args, &settings.load(false)?).await,
         Command::Scan { settings, args } => scan::run(&args, &settings.load(true)?).await,
         Command::Store { settings, args } => store::run(&args, &settings.load(false)?).await,

@@ -159,6 +159,11 @@ impl Keys {
         self.log().previous.as_ref().map(public)
     }
 
+    /// The public halves of all that signs.
+    pub fn log_publics(&self) -> Vec<[u8; 32]> {
+        self.log().both().map(public).collect()
+    }
+
     /// Signs what the log says of itself: by its key, and by the one before.
     pub fn sign(&self, text: &[u8]) -> Vec<Signed> {
         let sign = |key: &Ed25519KeyPair| Signed {

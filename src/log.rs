@@ -159,6 +159,16 @@ pub fn recovered() {
     tracing::info!(event = "recovered", "the audit log is written again");
 }
 
+/// The run before ended without saying so.
+pub fn unclean_stop(last: &Value, open: &Value) {
+    tracing::warn!(
+        event = "unclean_stop",
+        last = %last,
+        open = %open,
+        "the run before ended without its stop; what it left open gets its outcome"
+    );
+}
+
 /// The store lost entries that had been committed; another log begins, whose first entry says so.
 pub fn succeeded(origin: &str, previous: &str, known: &Value, found: &Value) {
     tracing::error!(

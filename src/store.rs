@@ -19,6 +19,11 @@ pub use database::Database;
 pub use postgres::{Server, grants, migrate};
 pub use reader::Reader;
 
+/// Copies a store into an empty file, as it is at one moment, beside whoever writes it. Nothing is synced.
+pub async fn snapshot(from: &Path, into: &Path) -> Result<(), Error> {
+    sqlite::snapshot(from, into).await
+}
+
 /// Why a store cannot be used or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -40,6 +45,18 @@ pub enum Error {
     /// Whether the transaction is there is not known.
     #[error("in doubt: {0}")]
     InDoubt(String),
+}
+
+impl Error {
+    /// The same, naming the store where the database's own words do not.
+    #[must_use]
+    pub fn named(self, store: &Location) -> Self {
+        let name = store.to_string();
+        match self {
+            Self::Fatal(what) if !what.contains(&name) => Self::Fatal(format!("{name}: {what}")),
+            other => other,
+        }
+    }
 }
 
 /// The section `[store]`, beside the address.
@@ -160,7 +177,7 @@ pub struct EntryRow {
     pub envelope: Vec<u8>,
     /// Salt of the payload.
     pub salt: [u8; 32],
-    /// The payload.
+    /// The payload; empty where retention removed it, as it may in what is copied.
     pub body: Vec<u8>,
 }
 
@@ -183,6 +200,21 @@ pub struct StoredEntry {
     pub body: Option<Vec<u8>>,
     /// Its salt.
     pub salt: Option<Vec<u8>>,
+}
+
+/// An entry that still has its payload, without either.
+#[derive(Clone, Debug)]
+pub struct Bearing {
+    /// Its row.
+    pub row: i64,
+    /// Its log.
+    pub origin: String,
+    /// Its number.
+    pub index: u64,
+    /// Its kind.
+    pub kind: String,
+    /// The entry it speaks of.
+    pub of: Option<(String, u64)>,
 }
 
 /// A log of a store.

@@ -148,34 +148,65 @@ pub(super) async fn consistency(
     Ok(json_answer(&proof))
 }
 
-/// `GET /v1/log/tile/<L>/<N>[.p/<W>]` and `/v1/log/tile/entries/<N>[.p/<W>]`.
+/// `GET /v1/log/tile/<L>/<N>[.p/<W>]`.
 pub(super) async fn tile(
     extract::State(state): extract::State<State>,
     Path(path): Path<String>,
     asked: Asked<Whose>,
 ) -> Result<Response, Problem> {
+    let (level, rest) = path.split_once('/').ok_or_else(no_tile)?;
+    let level = plain(level).and_then(|level| u8::try_from(level).ok()).filter(|level| *level < 64);
+    let id = |number| level.map(|level| TileId { level, number });
+    let wanted = Wanted::parse(rest).ok_or_else(no_tile)?;
+    let id = id(wanted.number).ok_or_else(no_tile)?;
+    let (log, size) = part(&state, asked, id, &wanted).await?;
+    let hashes = log.tree(size).tile(id).await.map_err(|error| store(&error))?;
+    let width = usize::try_from(wanted.width).unwrap_or(0);
+    Ok(bytes(hashes.into_iter().take(width).flatten().collect()))
+}
+
+/// `GET /v1/log/tile/entries/<N>[.p/<W>]`.
+pub(super) async fn bundle(
+    extract::State(state): extract::State<State>,
+    Path(path): Path<String>,
+    asked: Asked<Whose>,
+) -> Result<Response, Problem> {
+    let wanted = Wanted::parse(&path).ok_or_else(no_tile)?;
+    let id = TileId { level: 0, number: wanted.number };
+    let (log, size) = part(&state, asked, id, &wanted).await?;
+    let first = wanted.number * TILE;
+    let envelopes = log.tree(size).envelopes(first..first + wanted.width).await;
+    Ok(bytes(bundled(&envelopes.map_err(|error| store(&error))?)))
+}
+
+/// The log that is wide enough for what is wanted of it.
+async fn part(
+    state: &State,
+    asked: Asked<Whose>,
+    id: TileId,
+    wanted: &Wanted,
+) -> Result<(Log, u64), Problem> {
     let asked = asked_for(asked, "`origin`")?;
-    let wanted = Wanted::parse(&path)
-        .ok_or_else(|| Problem::bad("A tile is at `<level>/<number>` or `entries/<number>`, the number in groups of three digits like `x001/234`, with `.p/<width>` when it is not full."))?;
-    let (log, size) = log(&state, asked.origin).await?;
-    let id = TileId { level: wanted.level.unwrap_or(0), number: wanted.number };
+    let (log, size) = log(state, asked.origin).await?;
     let width = id.width(size);
     if width < wanted.width {
         return Err(Problem::not_found(format!("The log has {size} entries; that tile is {width} wide.")));
     }
-    let last = wanted.number * TILE + wanted.width;
-    let bytes = match wanted.level {
-        Some(_) => log.tree(size).tile(id).await.map(|hashes| {
-            hashes.iter().take(usize::try_from(wanted.width).unwrap_or(0)).flatten().copied().collect()
-        }),
-        None => log.tree(size).envelopes(wanted.number * TILE..last).await.map(|all| bundle(&all)),
-    };
-    let bytes: Vec<u8> = bytes.map_err(|error| store(&error))?;
-    Ok(([(CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
+    Ok((log, size))
+}
+
+fn no_tile() -> Problem {
+    Problem::bad(
+        "A tile is at `<level>/<number>` or `entries/<number>`, the number in groups of three digits like `x001/234`, with `.p/<width>` when it is not full.",
+    )
+}
+
+fn bytes(bytes: Vec<u8>) -> Response {
+    ([(CONTENT_TYPE, "application/octet-stream")], bytes).into_response()
 }
 
 /// Entries, each with its length before it.
-fn bundle(envelopes: &[Vec<u8>]) -> Vec<u8> {
+fn bundled(envelopes: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for envelope in envelopes {
         bytes.extend(u16::try_from(envelope.len()).unwrap_or(u16::MAX).to_be_bytes());
@@ -184,25 +215,18 @@ fn bundle(envelopes: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// A path below `tile/`.
+/// Which tile of a level.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
-    /// `None`: entries.
-    level: Option<u8>,
     number: u64,
     width: u64,
 }
 
 impl Wanted {
     fn parse(path: &str) -> Option<Self> {
-        let (level, rest) = path.split_once('/')?;
-        let level = match level {
-            "entries" => None,
-            level => Some(plain(level)?.try_into().ok().filter(|level| *level < 64)?),
-        };
-        let (number, width) = match rest.split_once(".p/") {
+        let (number, width) = match path.split_once(".p/") {
             Some((number, width)) => (number, plain(width).filter(|width| (1..TILE).contains(width))?),
-            None => (rest, TILE),
+            None => (path, TILE),
         };
         let (above, last) =
             number.rsplit_once('/').map_or((None, number), |(above, last)| (Some(above), last));
@@ -218,7 +242,7 @@ impl Wanted {
         // One spelling a tile: no group of zeroes in front.
         let is_plain = above.is_none_or(|above| !above.starts_with("x000"));
         number.checked_mul(TILE).and_then(|first| first.checked_add(TILE))?;
-        is_plain.then_some(Self { level, number, width })
+        is_plain.then_some(Self { number, width })
     }
 }
 
@@ -260,32 +284,31 @@ mod tests {
 
     #[test]
     fn a_tile_has_one_path() {
-        let wanted = |level, number, width| Some(Wanted { level, number, width });
-        assert_eq!(Wanted::parse("0/000"), wanted(Some(0), 0, 256));
-        assert_eq!(Wanted::parse("1/x001/x234/067"), wanted(Some(1), 1_234_067, 256));
-        assert_eq!(Wanted::parse("0/x001/234.p/17"), wanted(Some(0), 1234, 17));
-        assert_eq!(Wanted::parse("entries/007.p/255"), wanted(None, 7, 255));
+        let wanted = |number, width| Some(Wanted { number, width });
+        assert_eq!(Wanted::parse("000"), wanted(0, 256));
+        assert_eq!(Wanted::parse("x001/x234/067"), wanted(1_234_067, 256));
+        assert_eq!(Wanted::parse("x001/234.p/17"), wanted(1234, 17));
+        assert_eq!(Wanted::parse("007.p/255"), wanted(7, 255));
         for wrong in [
             "",
             "0",
-            "0/0",
-            "0/00",
-            "0/0000",
-            "64/000",
-            "00/000",
-            "0/001/234",
-            "0/x000/001",
-            "0/x01/234",
-            "0/000.p/0",
-            "0/000.p/256",
-            "0/000.p/01",
-            "0/000.p",
-            "entries",
-            "entries/",
-            "0/x001/x002",
-            "0/x999/x999/x999/x999/x999/x999/x999/999",
-            "-1/000",
-            "0/+01",
+            "00",
+            "0000",
+            "001/234",
+            "x000/001",
+            "x01/234",
+            "000.p/0",
+            "000.p/256",
+            "000.p/01",
+            "000.p",
+            "000.p/",
+            "x001/x002",
+            "x001/",
+            "x999/x999/x999/x999/x999/x999/x999/999",
+            "-01",
+            "+01",
+            "x1/+01",
+            " 01",
         ] {
             assert_eq!(Wanted::parse(wrong), None, "{wrong}");
         }

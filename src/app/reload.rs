@@ -147,8 +147,7 @@ impl Reload {
         self.metrics.policy_reload_failed.set(0);
         self.readiness.solved(PART);
         log::reloaded(digest.as_str());
-        let (old, new) = (before.digest(), &digest);
-        self.audit.note("policies", json!({"v": 1, "old": old, "new": new}));
+        self.audit.policies_taken(before.digest(), &digest);
     }
 
     fn refuse(&self, folder: &Folder, wrong: &[String]) {

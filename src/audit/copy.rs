@@ -13,6 +13,9 @@ use crate::keys;
 use crate::store::{self, Database, EntryRow, Error, Head, Location, Reader, StoredEntry};
 use serde_json::Value;
 
+/// The constant of a log that says below which number payloads may be gone.
+const PRUNED_BELOW: &str = "pruned_below";
+
 /// What became of one log.
 #[derive(Clone, Debug)]
 pub struct Copied {
@@ -103,7 +106,7 @@ async fn write(
         if copied.was_there {
             continue;
         }
-        for (key, value) in constants {
+        for (key, value) in constants.iter().filter(|(key, _)| key != PRUNED_BELOW) {
             target.put_meta(&copied.origin, key, value).await?;
         }
         target.new_head(&copied.origin).await?;
@@ -118,6 +121,12 @@ async fn write(
         let first = Head { epoch: 1, ..head.clone() };
         if !target.advance(&copied.origin, 0, &first, std::time::Duration::ZERO).await? {
             return Err(Error::Wait(format!("somebody else wrote {}", copied.origin)));
+        }
+        // Last: a payload is written only from there on.
+        let below =
+            constants.iter().find(|(key, _)| key == PRUNED_BELOW).and_then(|(_, value)| value.parse().ok());
+        if let Some(below) = below {
+            target.prune_below(&copied.origin, below).await?;
         }
     }
     for (_, key) in source.meta("fingerprint_key").await? {
@@ -153,20 +162,17 @@ async fn write(
 
 async fn write_chunk(target: &mut Database, origin: &str, entries: &[StoredEntry]) -> Result<(), Error> {
     let row = |entry: &StoredEntry| {
-        let salt = entry.salt.as_deref().and_then(|salt| salt.try_into().ok());
-        let (Some(salt), Some(body)) = (salt, entry.body.clone()) else {
-            return Err(Error::Fatal(format!(
-                "entry {} of {origin} has no payload any more, and a store is copied whole; nothing was written",
-                entry.index
-            )));
-        };
+        let salt = entry.salt.as_deref().map_or(Ok([0; 32]), TryInto::try_into);
+        let salt = salt.map_err(|_| {
+            Error::Fatal(format!("entry {} of {origin} has a damaged salt; nothing was written", entry.index))
+        })?;
         Ok(EntryRow {
             index: entry.index,
             kind: entry.kind.clone().into(),
             of: entry.of.clone(),
             envelope: entry.envelope.clone(),
             salt,
-            body,
+            body: entry.body.clone().unwrap_or_default(),
         })
     };
     let rows = target.append(origin, &entries.iter().map(row).collect::<Result<Vec<_>, _>>()?).await?;

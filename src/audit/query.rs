@@ -471,6 +471,10 @@ fn place(cursor: &str) -> Option<(i64, String)> {
 fn change(row: &ChangeRow, attempt: &Read, outcome: Option<&Read>, settlement: Option<&Read>) -> Value {
     if row.kind == "fold" {
         let mut fold = attempt.payload.clone();
+        if attempt.pruned {
+            fold["pruned"] = json!(true);
+            fold["received_at"] = json!(Time(row.at));
+        }
         fold["id"] = json!(row.id);
         fold["kind"] = json!("fold");
         fold["decision"] = json!("refuse");
@@ -499,7 +503,8 @@ fn change(row: &ChangeRow, attempt: &Read, outcome: Option<&Read>, settlement: O
     let mut shown: Map<String, Value> = Map::new();
     let mut put = |name: &str, value: Value| drop(shown.insert(name.to_owned(), value));
     put("id", json!(row.id));
-    put("received_at", said["received_at"].clone());
+    let pruned = [Some(attempt), outcome, settlement].into_iter().flatten().any(|entry| entry.pruned);
+    put("received_at", if attempt.pruned { json!(Time(row.at)) } else { said["received_at"].clone() });
     put("finished_at", later("finished_at"));
     put("gateway", said["gateway"].clone());
     put("mode", said["mode"].clone());
@@ -525,14 +530,13 @@ fn change(row: &ChangeRow, attempt: &Read, outcome: Option<&Read>, settlement: O
     put("breach", later("breach"));
     put("summary", summary);
     put("duration_ms", later("duration_ms"));
-    put("pruned", if attempt.pruned { json!(true) } else { Value::Null });
     let place = |read: Option<&Read>| read.map_or(Value::Null, Read::place);
     put(
         "log",
         json!({"attempt": attempt.place(), "outcome": place(outcome), "settlement": place(settlement)}),
     );
-    if !attempt.pruned {
-        shown.remove("pruned");
+    if pruned {
+        shown.insert("pruned".to_owned(), json!(true));
     }
     Value::Object(shown)
 }

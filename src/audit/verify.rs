@@ -5,7 +5,7 @@
 //! all logs the changes of one target are counted without gaps. The first entry that is wrong is named. This shows that
 //! nothing was changed by somebody who did not also rewrite what follows; who wrote it, and when, it does not show.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 
@@ -23,6 +23,10 @@ pub struct Verified {
     pub size: u64,
     /// Root hash of the tree over them, hex.
     pub root: String,
+    /// How many entries there are of each kind.
+    pub kinds: BTreeMap<String, u64>,
+    /// Payloads that retention removed.
+    pub pruned: u64,
     /// What is wrong first.
     pub fault: Option<Fault>,
 }
@@ -41,11 +45,19 @@ pub async fn run(store: &Location, mut read: impl FnMut(usize)) -> Result<Vec<Ve
     let reader = Reader::open(store).await?;
     let mut found = Vec::new();
     let mut counted: HashMap<String, Vec<(u64, String, u64)>> = HashMap::new();
+    let below = reader.meta("pruned_below").await?;
+    let mut retention = Retention {
+        below: below.into_iter().filter_map(|(origin, below)| Some((origin, below.parse().ok()?))).collect(),
+        said: HashMap::new(),
+    };
     // All heads at one moment: what is appended meanwhile is not looked at.
     for log in reader.logs().await? {
-        found.push(one(&reader, &log, &mut counted, &mut read).await?);
+        found.push(one(&reader, &log, &mut counted, &mut retention, &mut read).await?);
     }
     reader.close().await;
+    for log in found.iter_mut().filter(|log| log.fault.is_none() && log.pruned > 0) {
+        log.fault = retention.unsaid(&log.origin);
+    }
     if let Some((origin, fault)) = out_of_order(counted)
         && let Some(log) = found.iter_mut().find(|log| log.origin == origin && log.fault.is_none())
     {
@@ -58,9 +70,11 @@ async fn one(
     reader: &Reader,
     log: &LogRow,
     counted: &mut HashMap<String, Vec<(u64, String, u64)>>,
+    retention: &mut Retention,
     read: &mut impl FnMut(usize),
 ) -> Result<Verified, Error> {
     let (mut tree, mut last_at, mut fault) = (Frontier::default(), 0, None);
+    let (mut kinds, mut pruned) = (BTreeMap::new(), 0);
     'reading: while tree.size() < log.size {
         let entries = reader.entries_of(&log.origin, tree.size()).await?;
         if entries.is_empty() {
@@ -69,7 +83,9 @@ async fn one(
         }
         let left = usize::try_from(log.size - tree.size()).unwrap_or(usize::MAX);
         for entry in entries.iter().take(left) {
-            let wrong = match own_story(entry, tree.size(), &mut last_at, counted) {
+            *kinds.entry(entry.kind.clone()).or_insert(0) += 1;
+            pruned += u64::from(entry.body.is_none());
+            let wrong = match own_story(entry, tree.size(), &mut last_at, counted, retention) {
                 Ok(()) => foreign_story(reader, entry).await?,
                 Err(what) => Some(what),
             };
@@ -85,7 +101,14 @@ async fn one(
         let what = "its entries do not give the head that is stored; one of them was replaced".to_owned();
         fault = Some(Fault { index: None, what });
     }
-    Ok(Verified { origin: log.origin.clone(), size: tree.size(), root: hex::encode(tree.root()), fault })
+    Ok(Verified {
+        origin: log.origin.clone(),
+        size: tree.size(),
+        root: hex::encode(tree.root()),
+        kinds,
+        pruned,
+        fault,
+    })
 }
 
 /// What an entry says of itself, beside its row, its payload and what came before it.
@@ -94,6 +117,7 @@ fn own_story(
     index: u64,
     last_at: &mut i64,
     counted: &mut HashMap<String, Vec<(u64, String, u64)>>,
+    retention: &mut Retention,
 ) -> Result<(), String> {
     if entry.index != index {
         return Err(format!("it is missing; the next one is {}", entry.index));
@@ -118,11 +142,17 @@ fn own_story(
         return Err("its time is not after that of the entry before".to_owned());
     }
     *last_at = at;
-    let (Some(salt), Some(body)) = (&entry.salt, &entry.body) else {
-        return Err("its payload is missing".to_owned());
-    };
-    if envelope["payload"].as_str() != Some(payload_digest(salt, body).as_str()) {
-        return Err("its payload is not the one its envelope has the digest of".to_owned());
+    match (&entry.salt, &entry.body) {
+        (Some(salt), Some(body)) => {
+            if envelope["payload"].as_str() != Some(payload_digest(salt, body).as_str()) {
+                return Err("its payload is not the one its envelope has the digest of".to_owned());
+            }
+            if envelope["operation"] == "lifecycle.prune" {
+                retention.hear(body);
+            }
+        }
+        _ if retention.may_lack(entry) => {}
+        _ => return Err("its payload is missing".to_owned()),
     }
     if let (Some(target), Some(seq), "attempt") =
         (envelope["target"].as_str(), envelope["seq"].as_u64(), &*entry.kind)
@@ -130,6 +160,41 @@ fn own_story(
         counted.entry(target.to_owned()).or_default().push((seq, entry.origin.clone(), index));
     }
     Ok(())
+}
+
+/// What may be gone of payloads: the store's mark, and what entries of its logs say of it.
+struct Retention {
+    below: HashMap<String, u64>,
+    said: HashMap<String, u64>,
+}
+
+impl Retention {
+    fn hear(&mut self, body: &[u8]) {
+        let said: Value = json::own(body).unwrap_or(Value::Null);
+        for log in said["logs"].as_array().into_iter().flatten() {
+            if let (Some(origin), Some(below)) = (log["origin"].as_str(), log["below"].as_u64()) {
+                let known = self.said.entry(origin.to_owned()).or_default();
+                *known = below.max(*known);
+            }
+        }
+    }
+
+    /// Entries about the gateway itself keep theirs.
+    fn may_lack(&self, entry: &StoredEntry) -> bool {
+        entry.kind != "lifecycle" && self.below.get(&entry.origin).is_some_and(|below| entry.index < *below)
+    }
+
+    /// A mark that no entry speaks of is not retention's.
+    fn unsaid(&self, origin: &str) -> Option<Fault> {
+        let below = self.below.get(origin).copied().unwrap_or(0);
+        let said = self.said.get(origin).copied().unwrap_or(0);
+        (below > said).then(|| Fault {
+            index: Some(said),
+            what: format!(
+                "payloads are marked as pruned below {below}, and the log says so only below {said}"
+            ),
+        })
+    }
 }
 
 /// What it speaks of in another log has to be there.

@@ -9,6 +9,7 @@
 mod batch;
 mod heads;
 mod opening;
+mod runs;
 mod targets;
 mod tiles;
 
@@ -32,6 +33,7 @@ use super::entry::{self, Unsealed};
 use super::{Outcome, OutcomeResult, Shared, Status};
 
 use batch::Log;
+pub(super) use opening::outside_head;
 
 /// Groups in one batch at most.
 const MAX_BATCH: usize = 256;
@@ -51,6 +53,8 @@ pub(super) struct Group {
     pub orphaned: bool,
     /// The store could not be read: look at it anew.
     pub suspect: Option<String>,
+    /// What was removed is to leave the WAL too.
+    pub settle: bool,
 }
 
 impl TargetOp {
@@ -61,7 +65,13 @@ impl TargetOp {
             | Self::Free { key, .. }
             | Self::Hold { key, .. }
             | Self::Revision { key, .. } => Some(key),
-            Self::NewKey(_) | Self::KeepBundle { .. } | Self::CreateToken(_) | Self::RevokeToken(..) => None,
+            Self::NewKey(_)
+            | Self::KeepBundle { .. }
+            | Self::CreateToken(_)
+            | Self::RevokeToken(..)
+            | Self::PruneBelow(_)
+            | Self::RemovePayloads { .. }
+            | Self::Vacuum => None,
         }
     }
 }
@@ -105,6 +115,15 @@ pub(super) enum TargetOp {
     },
     CreateToken(TokenRow),
     RevokeToken(String, i64),
+    /// Payloads of a log may be removed below a number.
+    PruneBelow(Vec<(String, u64)>),
+    /// Rows of payloads, and rows of the projection that lose what came from them.
+    RemovePayloads {
+        payloads: Vec<i64>,
+        changes: Vec<i64>,
+    },
+    /// Gives some free space back to the disk.
+    Vacuum,
 }
 
 /// A group with who waits for it.
@@ -214,7 +233,7 @@ impl Writer {
                 self.write(first).await;
                 Ok(())
             }
-            Err(error @ (store::Error::Fatal(_) | store::Error::Url(_))) => Err(error),
+            Err(error @ (store::Error::Fatal(_) | store::Error::Url(_))) => Err(error.named(&self.store)),
             Err(error) => {
                 self.down(&error.to_string());
                 Ok(())
@@ -245,6 +264,7 @@ impl Writer {
                 self.stop_by = Some(Instant::now() + STOP_PATIENCE);
             }
             let orphans = batch.iter().any(|job| job.group.orphaned);
+            let settles = batch.iter().any(|job| job.group.settle);
             if let Some(detail) = batch.iter_mut().find_map(|job| job.group.suspect.take())
                 && self.log.is_some()
             {
@@ -256,6 +276,10 @@ impl Writer {
                 self.put_off(batch);
             } else {
                 self.write(batch).await;
+            }
+            if settles && let Some(log) = &mut self.log {
+                // While somebody reads, the WAL stays as it is until it starts again by itself.
+                let _ = log.database.settle().await;
             }
             if orphans && let Err(error) = self.recover().await {
                 self.give_up(Vec::new(), &error).await;

@@ -7,8 +7,8 @@
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use super::MISCONFIGURED;
 use super::out::{complain, print};
-use super::{MISCONFIGURED, UNABLE};
 use crate::api::filter::Listing;
 use crate::app::Failure;
 use crate::audit::query::Reader;
@@ -119,7 +119,7 @@ impl Args {
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let listing = Listing::parse(&args.pairs(), Clock::System.now(), MAX_LIMIT)
         .map_err(|message| Failure { code: MISCONFIGURED, message })?;
-    let unable = |message| Failure { code: UNABLE, message };
+    let unable = |message: String| super::store_failed(config, &message);
     let reader = Reader::open(&config.store).await.map_err(unable)?;
     if args.format == Format::Csv {
         print(&format!("{}\r\n", view::CSV_HEADER))?;

@@ -7,8 +7,8 @@ use std::io::IsTerminal as _;
 
 use clap::ValueEnum;
 
+use super::WRONG;
 use super::out::print;
-use super::{UNABLE, WRONG};
 use crate::app::Failure;
 use crate::audit::query::Reader;
 use crate::config::Config;
@@ -37,7 +37,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
-    let unable = |message| Failure { code: UNABLE, message };
+    let unable = |message: String| super::store_failed(config, &message);
     let reader = Reader::open(&config.store).await.map_err(unable)?;
     let Some(change) = reader.find(&args.id).await.map_err(unable)? else {
         return Err(Failure { code: WRONG, message: no_change(&args.id) });

@@ -77,7 +77,8 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let mut progress = Progress::new("entries", None);
     let found = verify::run(&config.store, |read| progress.advance(read)).await;
     progress.end();
-    let found = found.map_err(|error: Error| Failure { code: UNABLE, message: error.to_string() })?;
+    let found = found
+        .map_err(|error: Error| Failure { code: UNABLE, message: error.named(&config.store).to_string() })?;
     print(&match args.format {
         Format::Text => text(&found),
         Format::Json => format!("{:#}\n", json!({"logs": found.iter().map(shown).collect::<Vec<_>>()})),
@@ -89,7 +90,20 @@ fn text(found: &[Verified]) -> String {
     let mut text = String::new();
     for log in found {
         text += &match &log.fault {
-            None => format!("ok     {}: {} entries, root {}\n", log.origin, log.size, log.root),
+            None => {
+                let kinds: Vec<_> = log.kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+                let pruned = match log.pruned {
+                    0 => String::new(),
+                    count => format!("; retention removed what {count} of them said"),
+                };
+                format!(
+                    "ok     {}: {} entries, root {}\n       {}{pruned}\n",
+                    log.origin,
+                    log.size,
+                    log.root,
+                    kinds.join(", ")
+                )
+            }
             Some(fault) => match fault.index {
                 Some(index) => format!("WRONG  {}: entry {index}: {}\n", log.origin, fault.what),
                 None => format!("WRONG  {}: {}\n", log.origin, fault.what),
@@ -104,5 +118,6 @@ fn text(found: &[Verified]) -> String {
 
 fn shown(log: &Verified) -> Value {
     let fault = log.fault.as_ref().map(|fault| json!({"index": fault.index, "what": fault.what}));
-    json!({"origin": log.origin, "size": log.size, "root": log.root, "fault": fault})
+    json!({"origin": log.origin, "size": log.size, "root": log.root, "kinds": log.kinds,
+        "pruned": log.pruned, "fault": fault})
 }

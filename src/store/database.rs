@@ -221,6 +221,29 @@ impl Database {
         either!(self, database => database.entries_from(row).await)
     }
 
+    /// The newest lifecycle entry of a log below a number.
+    pub async fn lifecycle_before(&mut self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
+        either!(self, database => database.lifecycle_before(origin, index).await)
+    }
+
+    /// From now on payloads of a log may be removed below a number.
+    pub async fn prune_below(&mut self, origin: &str, below: u64) -> Result<(), Error> {
+        either!(self, database => database.prune_below(origin, below).await)
+    }
+
+    /// Removes payloads, and from rows of the projection what came from them. What is gone already is no error.
+    pub async fn remove_payloads(&mut self, payloads: &[i64], changes: &[i64]) -> Result<(), Error> {
+        either!(self, database => database.remove_payloads(payloads, changes).await)
+    }
+
+    /// Gives some free space back to the disk, where that is the writer's work.
+    pub async fn vacuum(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(database) => database.vacuum().await,
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     /// The constants of a log.
     pub async fn constants(&mut self, origin: &str) -> Result<Vec<(String, String)>, Error> {
         either!(self, database => database.constants(origin).await)

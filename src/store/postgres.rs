@@ -213,12 +213,15 @@ impl Database {
         let mut placed: Vec<(i64, i64)> = self.all(query.bind(envelopes)).await?;
         placed.sort_unstable();
         let rows: Vec<i64> = placed.into_iter().map(|(_, row)| row).collect();
-        let salts: Vec<&[u8]> = entries.iter().map(|entry| &entry.salt[..]).collect();
-        let bodies: Vec<&[u8]> = entries.iter().map(|entry| &entry.body[..]).collect();
+        let bearing: Vec<(i64, &EntryRow)> =
+            rows.iter().copied().zip(entries).filter(|(_, entry)| !entry.body.is_empty()).collect();
+        let salts: Vec<&[u8]> = bearing.iter().map(|(_, entry)| &entry.salt[..]).collect();
+        let bodies: Vec<&[u8]> = bearing.iter().map(|(_, entry)| &entry.body[..]).collect();
+        let places: Vec<i64> = bearing.iter().map(|(row, _)| *row).collect();
         let query = sqlx::query(
             "INSERT INTO payloads (row, salt, body) SELECT * FROM UNNEST($1::bigint[], $2::bytea[], $3::bytea[])",
         );
-        self.run(query.bind(&rows).bind(salts).bind(bodies)).await?;
+        self.run(query.bind(places).bind(salts).bind(bodies)).await?;
         Ok(rows)
     }
 
@@ -435,6 +438,36 @@ impl Database {
         let text = format!("{ENTRY} WHERE e.row >= $1 ORDER BY e.row LIMIT 1000");
         let found = self.rows(sqlx::query(sqlx::AssertSqlSafe(text)).bind(row)).await?;
         found.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// The newest lifecycle entry of a log below a number.
+    pub async fn lifecycle_before(&mut self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
+        self.begin().await?;
+        let text = format!(
+            "{ENTRY} WHERE e.origin = $1 AND e.idx < $2 AND e.kind = 'lifecycle' ORDER BY e.idx DESC LIMIT 1"
+        );
+        let found = self.rows(sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(index))).await;
+        self.rollback().await?;
+        found?.first().map(stored).transpose().map_err(|error| inside(&error))
+    }
+
+    /// From now on payloads of a log may be removed below a number.
+    pub async fn prune_below(&mut self, origin: &str, below: u64) -> Result<(), Error> {
+        let query = sqlx::query(
+            "INSERT INTO log_meta AS m (origin, key, value) VALUES ($1, 'pruned_below', $2) ON CONFLICT (origin, key) \
+             DO UPDATE SET value = EXCLUDED.value WHERE m.value::bigint < EXCLUDED.value::bigint",
+        );
+        self.run(query.bind(origin).bind(below.to_string())).await.map(drop)
+    }
+
+    /// Removes payloads, and from rows of the projection what came from them.
+    pub async fn remove_payloads(&mut self, payloads: &[i64], changes: &[i64]) -> Result<(), Error> {
+        self.run(sqlx::query("DELETE FROM payloads WHERE row = ANY($1)").bind(payloads)).await?;
+        let query = sqlx::query(
+            "UPDATE changes SET caller = NULL, would = NULL, warned = FALSE, rules = ' ', pointers = ' ', \
+             search = COALESCE(target, '') WHERE row = ANY($1)",
+        );
+        self.run(query.bind(changes)).await.map(drop)
     }
 
     /// The constants of a log.

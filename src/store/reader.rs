@@ -5,8 +5,8 @@
 use std::ops::Range;
 
 use super::{
-    ChangeQuery, ChangeRow, CheckpointRow, Error, Location, LogKey, LogRow, Standing, StoredEntry, TokenRow,
-    postgres, sqlite,
+    Bearing, ChangeQuery, ChangeRow, CheckpointRow, Error, Location, LogKey, LogRow, Standing, StoredEntry,
+    TokenRow, postgres, sqlite,
 };
 
 /// Read-only connections for queries.
@@ -87,6 +87,39 @@ impl Reader {
     /// Entries of a log from a number on, at most 1 000.
     pub async fn entries_of(&self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
         either!(self, reader => reader.entries_of(origin, from).await)
+    }
+
+    /// A constant of every log that has it, with the log's origin.
+    pub async fn meta(&self, key: &str) -> Result<Vec<(String, String)>, Error> {
+        either!(self, reader => reader.meta(key).await)
+    }
+
+    /// Entries that still have a payload, by row, at most 500.
+    pub async fn bearing(&self, from: i64, upto: i64) -> Result<Vec<Bearing>, Error> {
+        either!(self, reader => reader.bearing(from, upto).await)
+    }
+
+    /// The rows of entries that are there.
+    pub async fn rows_at(&self, places: &[(String, u64)]) -> Result<Vec<((String, u64), i64)>, Error> {
+        either!(self, reader => reader.rows_at(places).await)
+    }
+
+    /// Rows of the projection.
+    pub async fn changes_at(&self, rows: &[i64]) -> Result<Vec<ChangeRow>, Error> {
+        either!(self, reader => reader.changes_at(rows).await)
+    }
+
+    /// The row of each target's newest governed change that was applied.
+    pub async fn newest_applied(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
+        either!(self, reader => reader.newest_applied(targets).await)
+    }
+
+    /// Pages that could be given back to the disk, where that is the writer's work.
+    pub async fn free_pages(&self) -> Result<u64, Error> {
+        match self {
+            Self::Sqlite(reader) => reader.free_pages().await,
+            Self::Postgres(_) => Ok(0),
+        }
     }
 
     /// Every log, by name, all at one moment.

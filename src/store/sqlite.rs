@@ -30,6 +30,12 @@ const SCHEMA: i64 = 5;
 /// Longer waits for a lock count as a log that cannot be written.
 const BUSY: Duration = Duration::from_millis(250);
 const FRAME: u64 = 4096 + 24;
+/// Free pages given back in one transaction.
+const VACUUM_PAGES: u64 = 500;
+/// What to do about a file that cannot be read.
+const DAMAGED: &str = "keep it as it is and restore it from a backup (`patchwarden restore`)";
+/// A whole store is copied in one statement.
+const SNAPSHOT: Duration = Duration::from_hours(6);
 const ENTRY: &str = "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body, p.salt \
                      FROM entries e LEFT JOIN payloads p ON p.row = e.row ";
 const TOKENS: &str = "SELECT name, role, hash, created_at, revoked_at FROM admin_tokens ORDER BY name";
@@ -41,6 +47,10 @@ pub struct Database {
     files: Option<Files>,
     /// Frames in the WAL: as the last checkpoint counted them, and an estimate of what came since.
     frames: u64,
+    /// Free pages were given back: the next checkpoint makes the file shorter.
+    shrinks: bool,
+    /// The WAL was emptied, and nothing is known to have been written since.
+    emptied: bool,
 }
 
 /// The database and its WAL, as last seen.
@@ -91,7 +101,14 @@ impl Database {
                 }
             },
         )?;
-        let mut database = Self { connection, path: path.to_owned(), files: None, frames: 0 };
+        let mut database = Self {
+            connection,
+            path: path.to_owned(),
+            files: None,
+            frames: 0,
+            shrinks: false,
+            emptied: false,
+        };
         database.files = database.identities().ok();
         Ok(database)
     }
@@ -122,12 +139,14 @@ impl Database {
         let gone = |error: std::io::Error| Error::InDoubt(format!("{}: {error}", self.path.display()));
         let now = self.identities().map_err(gone)?;
         let lost = |before: File, now: File| before.id != now.id || now.length < before.length;
+        let least = u64::from(!self.emptied);
         let cut = self.files.is_some_and(|before| {
-            lost(before.database, now.database) || lost(File { length: 1, ..before.wal }, now.wal)
+            lost(before.database, now.database) || lost(File { length: least, ..before.wal }, now.wal)
         });
         if cut {
             return Err(Error::InDoubt(format!("{} or its WAL was replaced or cut", self.path.display())));
         }
+        self.emptied &= now.wal.length == 0;
         self.files = Some(now);
         Ok(())
     }
@@ -163,6 +182,8 @@ impl Database {
     /// Empties the WAL, at shutdown and when a commit is in doubt.
     pub async fn settle_wal(&mut self) -> Result<(), Error> {
         if self.checkpoint_here("PRAGMA wal_checkpoint(TRUNCATE)").await? {
+            // A transaction that changes nothing leaves it so.
+            self.emptied = true;
             Ok(())
         } else {
             Err(Error::Wait(format!("{}: the WAL is still being read", self.path.display())))
@@ -177,6 +198,12 @@ impl Database {
                 .map_err(|error: sqlx::Error| inside(&error))?;
         // When all of it is copied, the next commit starts the WAL again at its beginning.
         self.frames = if frames == copied { 0 } else { unsigned(frames) };
+        if self.shrinks
+            && let (Some(files), Ok(now)) = (&mut self.files, self.path.metadata())
+        {
+            files.database.length = files.database.length.min(now.len());
+            self.shrinks = frames != copied;
+        }
         Ok(busy == 0)
     }
 
@@ -271,12 +298,16 @@ impl Database {
                 values.push_bind(&entry.envelope[..]);
             });
             insert.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+            rest = later;
+            let bearing: Vec<_> = chunk.iter().filter(|(_, entry)| !entry.body.is_empty()).collect();
+            if bearing.is_empty() {
+                continue;
+            }
             let mut insert = QueryBuilder::new("INSERT INTO payloads (row, salt, body) ");
-            insert.push_values(chunk, |mut values, (row, entry)| {
+            insert.push_values(bearing, |mut values, (row, entry)| {
                 values.push_bind(*row).push_bind(&entry.salt[..]).push_bind(&entry.body[..]);
             });
             insert.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
-            rest = later;
         }
         Ok(numbered.into_iter().map(|(row, _)| row).collect())
     }
@@ -432,6 +463,60 @@ impl Database {
         rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
+    /// The newest lifecycle entry of a log below a number.
+    pub async fn lifecycle_before(&mut self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
+        let text = format!(
+            "{ENTRY} WHERE e.origin = ? AND e.idx < ? AND e.kind = 'lifecycle' ORDER BY e.idx DESC LIMIT 1"
+        );
+        let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(index));
+        let row = query.fetch_optional(&mut self.connection).await;
+        row.and_then(|row| row.as_ref().map(stored).transpose()).map_err(|error| inside(&error))
+    }
+
+    /// From now on payloads of a log may be removed below a number.
+    pub async fn prune_below(&mut self, origin: &str, below: u64) -> Result<(), Error> {
+        let put = sqlx::query(
+            "INSERT INTO log_meta (origin, key, value) VALUES (?, 'pruned_below', ?) \
+             ON CONFLICT (origin, key) DO UPDATE SET value = excluded.value WHERE value < excluded.value",
+        );
+        let done = put.bind(origin).bind(signed(below)).execute(&mut self.connection).await;
+        done.map(drop).map_err(|error| inside(&error))
+    }
+
+    /// Removes payloads, and from rows of the projection what came from them.
+    pub async fn remove_payloads(&mut self, payloads: &[i64], changes: &[i64]) -> Result<(), Error> {
+        // A payload and a row of the projection lie on a few pages each.
+        self.frames += 4 * (payloads.len() + changes.len()) as u64 + 12;
+        let texts = [
+            ("DELETE FROM payloads WHERE row IN (", payloads),
+            (
+                "UPDATE changes SET caller = NULL, would = NULL, warned = 0, rules = ' ', pointers = ' ', \
+                 search = COALESCE(target, '') WHERE row IN (",
+                changes,
+            ),
+        ];
+        for (text, rows) in texts {
+            if rows.is_empty() {
+                continue;
+            }
+            let mut query = QueryBuilder::new(text);
+            let mut list = query.separated(", ");
+            for row in rows {
+                list.push_bind(*row);
+            }
+            query.push(")");
+            query.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Gives some free pages back.
+    pub async fn vacuum(&mut self) -> Result<(), Error> {
+        (self.shrinks, self.frames) = (true, self.frames + 3 * VACUUM_PAGES);
+        let text = sqlx::AssertSqlSafe(format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"));
+        sqlx::raw_sql(text).execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+    }
+
     /// The constants of a log.
     pub async fn constants(&mut self, origin: &str) -> Result<Vec<(String, String)>, Error> {
         let rows =
@@ -491,6 +576,31 @@ impl Database {
         let done =
             put.bind(at).bind(name).execute(&mut self.connection).await.map_err(|error| inside(&error))?;
         Ok(done.rows_affected() == 1)
+    }
+}
+
+/// Copies a store into an empty file, in one read.
+pub(super) async fn snapshot(from: &Path, into: &Path) -> Result<(), Error> {
+    if inspect(from).await? {
+        return Err(Error::Wait(format!("{} does not exist or is empty", from.display())));
+    }
+    let options = SqliteConnectOptions::new()
+        .filename(from)
+        .read_only(true)
+        .busy_timeout(BUSY)
+        .disable_statement_logging();
+    let mut connection = options.connect().await.map_err(|error| opening(from, &error))?;
+    let name = into.to_str().ok_or_else(|| Error::Wait(format!("{} is no UTF-8", into.display())))?;
+    let copy = sqlx::query("VACUUM INTO ?").bind(name);
+    let copied = tokio::time::timeout(SNAPSHOT, copy.execute(&mut connection)).await;
+    let _ = connection.close().await;
+    match copied {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(match opening(from, &error) {
+            Error::Wait(_) => Error::Wait(format!("{} could not be written: {error}", into.display())),
+            other => other,
+        }),
+        Err(_) => Err(Error::Wait(format!("{} was not copied in time", from.display()))),
     }
 }
 
@@ -556,9 +666,7 @@ fn primary(error: &sqlx::Error) -> Option<i32> {
 fn opening(path: &Path, error: &sqlx::Error) -> Error {
     let what = format!("{}: {error}", path.display());
     match primary(error) {
-        Some(11 | 26) => {
-            Error::Fatal(format!("{what}; it is no database or damaged: restore it from a backup"))
-        }
+        Some(11 | 26) => Error::Fatal(format!("{what}; it is no database or damaged: {DAMAGED}")),
         _ => Error::Wait(what),
     }
 }
@@ -566,7 +674,7 @@ fn opening(path: &Path, error: &sqlx::Error) -> Error {
 /// An error within a transaction: what SQLite answered by itself took nothing; everything else is in doubt.
 fn inside(error: &sqlx::Error) -> Error {
     match primary(error) {
-        Some(11 | 26) => Error::Fatal(error.to_string()),
+        Some(11 | 26) => Error::Fatal(format!("{error}; {DAMAGED}")),
         Some(10) | None => Error::InDoubt(error.to_string()),
         Some(_) => Error::Refused(error.to_string()),
     }

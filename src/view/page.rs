@@ -70,6 +70,9 @@ impl Page {
             let _ = write!(at, ", took {took} ms");
         }
         self.fact("received", &at);
+        if change["pruned"] == true {
+            self.fact("pruned", "retention removed who, from where, what was asked and the states; the rest is of the entries themselves");
+        }
         self.fact("operation", &or_dash(change, "/operation"));
         if let (Some(method), Some(path)) = (said(change, "/request/method"), said(change, "/request/path")) {
             self.fact("request", &format!("{method} {path}"));
@@ -82,7 +85,9 @@ impl Page {
             let _ = write!(target, ", its change {seq}");
         }
         self.fact("target", &target);
-        self.caller(change);
+        if change["caller"].is_object() {
+            self.caller(change);
+        }
         let source: Vec<_> =
             ["/source/address", "/source/user_agent"].iter().filter_map(|p| said(change, p)).collect();
         if !source.is_empty() {
@@ -94,7 +99,12 @@ impl Page {
         if let Some(trace) = said(change, "/source/trace_id") {
             self.fact("trace", &trace);
         }
-        self.fact("gateway", &format!("{}, mode {}", or_dash(change, "/gateway"), or_dash(change, "/mode")));
+        if change["gateway"].is_string() {
+            self.fact(
+                "gateway",
+                &format!("{}, mode {}", or_dash(change, "/gateway"), or_dash(change, "/mode")),
+            );
+        }
         self.verdict(change);
     }
 

@@ -42,7 +42,9 @@ pub fn row(change: &Value, utc: bool) -> [String; 7] {
     let caller = said(change, "/caller/name")
         .or_else(|| said(change, "/caller/id"))
         .unwrap_or_else(|| or_dash(change, "/caller/kind"));
-    let what = said(change, "/summary").or_else(|| said(change, "/code")).unwrap_or(Cow::Borrowed(""));
+    let pruned = (change["pruned"] == true).then_some(Cow::Borrowed("pruned by retention"));
+    let what =
+        said(change, "/summary").or_else(|| said(change, "/code")).or(pruned).unwrap_or(Cow::Borrowed(""));
     [
         or_dash(change, "/log/attempt/index").into_owned(),
         moment(&change["received_at"], utc),

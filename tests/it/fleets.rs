@@ -1103,3 +1103,78 @@ fn patch_of(gateway: &Gateway, identity: &str) -> Vec<u8> {
     let token = format!("Bearer {}", gateway.token);
     raw_request(gateway.addr(), "PATCH", &jwt_auth_path(identity), &[("authorization", &token)], Some(&body))
 }
+
+#[tokio::test]
+async fn retention_reaches_every_log_of_a_fleet() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let (owner, database) = (postgres::shared(), postgres::fresh_store());
+    let url = owner.url(GATEWAY, &database);
+    let (mut one, two) = (on(&upstream, &url).start().await, on(&upstream, &url).start().await);
+    let mut made = Vec::new();
+    for round in 0..6 {
+        let gateway = if round % 2 == 0 { &one } else { &two };
+        let answer = lower_ttl(gateway, 3000 - round).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        made.push(change_of(&answer));
+    }
+    one.admin_get("/v1/changes", Some(&one.admin_token("reader"))).await;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let output = two.cli(&["prune", "--older-than", "1s", "--store", &url]);
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    // Five changes of two entries, and that somebody read.
+    assert!(output.status.success() && said.starts_with("11\n"), "{said}");
+    let changes = one_history(&one, &url);
+    let pruned: Vec<bool> = changes.iter().map(|change| change["pruned"] == true).collect();
+    assert_eq!(pruned, [false, true, true, true, true, true], "the newest is kept, whose ever it is");
+    assert_eq!(changes[1]["id"], json!(made[4]));
+    let verify = |gateway: &Gateway| -> Value {
+        let said = gateway.cli_ok(&["verify", "--format", "json", "--store", &url]);
+        serde_json::from_str(&said).unwrap()
+    };
+    let logs = verify(&one)["logs"].as_array().unwrap().clone();
+    assert_eq!(logs.len(), 2);
+    assert!(logs.iter().all(|log| log["fault"].is_null() && log["pruned"].as_u64() > Some(3)), "{logs:?}");
+    assert_eq!(lower_ttl(&one, 900).await.status, 200);
+    // Nothing else can be removed: not by the role, and not above what the log says.
+    let refused = postgres::psql(
+        owner.port(),
+        GATEWAY,
+        &database,
+        "DELETE FROM payloads WHERE row = (SELECT MAX(row) FROM entries)",
+    );
+    assert!(refused.unwrap_err().contains("only by retention"));
+
+    one.kill();
+    one.restart().await;
+    let text =
+        "SELECT count(*) FROM entries WHERE convert_from(envelope, 'UTF8') LIKE '%lifecycle.unclean_stop%'";
+    assert_eq!(owner.sql(&database, text).trim(), "1");
+    let backup = one.cli(&["backup", "copy.db", "--store", &url]);
+    assert_eq!(backup.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&backup.stderr).into_owned();
+    assert!(said.contains("pg_dump") && said.contains("pg_basebackup"), "{said}");
+    let restore = one.cli(&["restore", "copy.db", "--store", &url]);
+    assert_eq!(restore.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&restore.stderr).contains("pg_restore"));
+}
+
+#[tokio::test]
+async fn a_pruned_history_moves_to_postgres_as_it_is() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let mut gateway = Gateway::start(&upstream).await;
+    for ttl in [3000, 2000] {
+        assert_eq!(lower_ttl(&gateway, ttl).await.status, 200);
+    }
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(gateway.cli_ok(&["prune", "--older-than", "1s"]).trim(), "2");
+    assert!(gateway.terminate().await.success());
+    let before = gateway.history(&[]);
+    let url = postgres::shared().url(GATEWAY, &postgres::fresh_store());
+    let from = format!("sqlite:{}", gateway.data().join("patchwarden.db").display());
+    gateway.cli_ok(&["store", "copy", "--from", &from, "--to", &url]);
+    assert_eq!(one_history(&gateway, &url), *before["changes"].as_array().unwrap());
+    let verified = gateway.cli_ok(&["verify", "--store", &url]);
+    assert!(verified.contains("retention removed what 2 of them said"), "{verified}");
+}

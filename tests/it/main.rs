@@ -12,6 +12,7 @@ mod doors;
 mod fleets;
 mod floods;
 mod http2;
+mod keeping;
 mod laws;
 mod limits;
 mod lost;

@@ -1,6 +1,6 @@
 //! A log that cannot be written: changes stop, reading goes on, nothing is lost and nothing is begun anew.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -302,6 +302,144 @@ async fn keys_that_are_not_the_logs_own_end_the_gateway() {
     fs::remove_file(folder.path().join("data/fingerprint.key")).unwrap();
     assert_gives_up(folder.path(), &store, &["fingerprint.key", "backup"]).await;
     assert!(!folder.path().join("data/fingerprint.key").exists(), "no fresh key");
+}
+
+/// Every file of a data folder but those that say who runs, with its bytes.
+fn contents(data: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(data).unwrap().map(Result::unwrap);
+    files
+        .map(|file| (file.file_name().into_string().unwrap(), file.path()))
+        .filter(|(name, path)| path.is_file() && !name.ends_with("lock") && !name.ends_with("-shm"))
+        .filter(|(name, _)| name != "patchwarden.db-wal")
+        .map(|(name, path)| (name, fs::read(path).unwrap()))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_key_that_is_missing_or_none_ends_the_gateway_by_its_name_and_is_not_replaced() {
+    for name in ["fingerprint.key", "log.key", "instance"] {
+        let pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIA==\n-----END PRIVATE KEY-----\n";
+        let short = "ab".repeat(31);
+        for wrong in [None, Some(""), Some(pem), Some(&*short)] {
+            if name == "instance" && wrong.is_some_and(|wrong| !wrong.is_empty()) {
+                continue;
+            }
+            let folder = used_folder().await;
+            let data = folder.path().join("data");
+            match wrong {
+                None => fs::remove_file(data.join(name)).unwrap(),
+                Some(wrong) => fs::write(data.join(name), wrong).unwrap(),
+            }
+            let before = contents(&data);
+            let setup = Gateway::before("http://127.0.0.1:9").folder(folder.path());
+            let (status, logs) = setup.run_to_exit().await;
+            let logs = logs.join("\n");
+            assert_eq!(status.code(), Some(3), "{name} {wrong:?}: {logs}");
+            let what = if wrong.is_none() { "is missing" } else { "not a key of the expected kind" };
+            for part in [name, what, "restore it from a backup"] {
+                assert!(logs.contains(part), "{name} {wrong:?}: {part:?} in {logs}");
+            }
+            assert!(contents(&data) == before, "{name} {wrong:?}: something was written");
+        }
+    }
+}
+
+#[tokio::test]
+async fn keys_that_are_swapped_or_anothers_do_not_continue_the_log() {
+    let (folder, other) = (used_folder().await, used_folder().await);
+    let (data, store) = (folder.path().join("data"), folder.path().join("data/patchwarden.db"));
+    let own = fs::read(data.join("log.key")).unwrap();
+    for strange in [data.join("fingerprint.key"), other.path().join("data/log.key")] {
+        fs::copy(strange, data.join("log.key")).unwrap();
+        assert_gives_up(folder.path(), &store, &["patchwarden.db", "another data folder"]).await;
+    }
+    fs::write(data.join("log.key"), own).unwrap();
+    let mut gateway = Gateway::before("http://127.0.0.1:9").folder(folder.path()).start().await;
+    assert!(gateway.terminate().await.success());
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_named_by_its_file_with_what_to_do_and_stays_as_it_is() {
+    let folder = used_folder().await;
+    let store = folder.path().join("data/patchwarden.db");
+    let mut connection = connect(&store).await;
+    let roots = "SELECT name, rootpage FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'";
+    let roots: Vec<(String, i64)> = sqlx::query_as(roots).fetch_all(&mut connection).await.unwrap();
+    run(&mut connection, "PRAGMA wal_checkpoint(TRUNCATE)").await.unwrap();
+    connection.close().await.unwrap();
+    let whole = fs::read(&store).unwrap();
+    let everything = [&["verify"][..], &["history"], &["show", "last"], &["backup", "copy.db"]];
+    // Where it is: whether a start reads it, and the commands that do.
+    for (table, at_start, commands) in [
+        ("entries", true, &everything[..]),
+        ("payloads", false, &everything),
+        ("log_head", true, &[everything[0], everything[3]]),
+        ("changes", false, &everything[1..]),
+        ("log_meta", true, &[]),
+        ("_sqlx_migrations", true, &[]),
+        ("projection", true, &[]),
+    ] {
+        let page = usize::try_from(roots.iter().find(|(name, _)| name == table).unwrap().1).unwrap();
+        let mut damaged = whole.clone();
+        damaged[(page - 1) * 4096..page * 4096].fill(0xff);
+        fs::write(&store, &damaged).unwrap();
+        if at_start {
+            let parts = ["patchwarden.db", "malformed", "restore it from a backup"];
+            assert_gives_up(folder.path(), &store, &parts).await;
+        }
+        let gateway = Gateway::before("http://127.0.0.1:9").folder(folder.path()).idle();
+        for command in commands {
+            let output = gateway.cli(command);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(3), "{table} {command:?}: {said}");
+            for part in ["patchwarden.db", "restore it from a backup"] {
+                assert!(said.contains(part), "{table} {command:?}: {part:?} in {said}");
+            }
+        }
+        for half in ["copy.db", "copy.db.partial"] {
+            assert!(!folder.path().join(half).exists(), "{table}: half a backup");
+        }
+        assert!(fs::read(&store).unwrap() == damaged, "{table}: the file was written to");
+    }
+    fs::write(&store, &whole).unwrap();
+    let mut gateway = Gateway::before("http://127.0.0.1:9").folder(folder.path()).start().await;
+    assert!(gateway.terminate().await.success());
+}
+
+#[tokio::test]
+async fn commands_leave_a_store_that_is_not_theirs_alone() {
+    let folder = used_folder().await;
+    let store = folder.path().join("data/patchwarden.db");
+    let whole = fs::read(&store).unwrap();
+    let foreign = folder.path().join("foreign.db");
+    let mut connection = connect(&foreign).await;
+    run(&mut connection, "CREATE TABLE songs (title TEXT)").await.unwrap();
+    connection.close().await.unwrap();
+    let foreign = fs::read(&foreign).unwrap();
+    let mut connection = connect(&store).await;
+    run(&mut connection, "PRAGMA user_version = 99; PRAGMA wal_checkpoint(TRUNCATE)").await.unwrap();
+    connection.close().await.unwrap();
+    let newer = fs::read(&store).unwrap();
+    for (bytes, what) in
+        [(&foreign, "another program"), (&newer, "newer version"), (&whole[..5000].to_vec(), "")]
+    {
+        fs::write(&store, bytes).unwrap();
+        let gateway = Gateway::before("http://127.0.0.1:9").folder(folder.path()).idle();
+        for command in [
+            &["verify"][..],
+            &["history"],
+            &["token", "create", "--role", "reader", "--name", "a"],
+            &["prune", "--older-than", "1s"],
+            &["backup", "copy.db"],
+        ] {
+            let output = gateway.cli(command);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(3), "{what} {command:?}: {said}");
+            assert!(said.contains("patchwarden.db") && said.contains(what), "{what} {command:?}: {said}");
+            assert!(fs::read(&store).unwrap() == *bytes, "{what} {command:?}: it was written to");
+        }
+        assert!(!folder.path().join("copy.db").exists());
+    }
 }
 
 #[tokio::test]

@@ -95,6 +95,16 @@ impl Log {
                 }
                 TargetOp::CreateToken(token) => database.create_token(token).await?,
                 TargetOp::RevokeToken(name, at) => database.revoke_token(name, *at).await?,
+                TargetOp::PruneBelow(logs) => {
+                    for (origin, below) in logs {
+                        database.prune_below(origin, *below).await?;
+                    }
+                    true
+                }
+                TargetOp::RemovePayloads { payloads, changes } => {
+                    database.remove_payloads(payloads, changes).await.map(|()| true)?
+                }
+                TargetOp::Vacuum => database.vacuum().await.map(|()| true)?,
                 _ => true,
             };
             if !kept {

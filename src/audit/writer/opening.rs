@@ -6,9 +6,11 @@
 
 use serde_json::{Value, json};
 
+use std::path::Path;
+
 use crate::id::fill_random;
 use crate::json;
-use crate::keys;
+use crate::keys::{self, Keys};
 use crate::store::{self, Database, Location, LogKey, Reader};
 
 use super::super::checkpoint::{Checkpoint, Note, Verifier};
@@ -16,6 +18,7 @@ use super::super::copy::projected;
 use super::super::proofs::Tree;
 use super::super::query::{PROJECTION_VERSION, Projected};
 use super::super::tree::Frontier;
+use super::runs::LastRun;
 use super::{Group, Log, Time, Writer, entry, lock, tiles};
 
 /// Where a process writes down as whom it appends to a log that others could take over.
@@ -47,6 +50,7 @@ impl Writer {
         let reader = Reader::open(&self.store).await?;
         self.check_head(&reader, &frontier.of_log(&origin)).await?;
         let mut began = None;
+        let is_behind = !self.signs(&mut database, &origin).await?;
         if let Some(succession) = self.missing(&mut database, &reader, &frontier.of_log(&origin)).await? {
             if succession["previous"] == origin.as_str() {
                 origin = self.begin_log(&mut database, Some(&origin)).await?;
@@ -61,6 +65,12 @@ impl Writer {
                 &succession["found"],
             );
             began = Some(succession);
+        } else if is_behind {
+            return Err(store::Error::Fatal(format!(
+                "{}: the log {origin} is older than log.key, which was to follow at a later entry; put back the store, or the file {} from beside it",
+                self.store,
+                store::head_path(&self.store, &self.shared.data).display()
+            )));
         }
         let last_at = last_time(&mut database, &origin, frontier.size()).await?;
         match database.projection_version().await? {
@@ -80,16 +90,27 @@ impl Writer {
         *self.shared.origin.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(origin.clone());
         self.known = Some(found.clone());
         self.log = Some(Log { database, origin, frontier, leaves, tenure, last_at });
-        if let Err(error) = self.recover().await {
-            if let Some(log) = self.log.take() {
-                log.database.close().await;
+        // Looked for before what was left open gets its outcome.
+        let before = if is_first { self.last_run().await } else { Ok(LastRun::default()) };
+        let recovered = match before {
+            Ok(before) => self.recover().await.map(|()| before),
+            Err(error) => Err(error),
+        };
+        let before = match recovered {
+            Ok(before) => before,
+            Err(error) => {
+                if let Some(log) = self.log.take() {
+                    log.database.close().await;
+                }
+                // The start is still to be said.
+                self.origin = self.origin.take().filter(|_| !is_first);
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         if is_first {
             let started = json!({"v": 1, "at": self.shared.clock.now(), "version": env!("CARGO_PKG_VERSION"),
                 "unfinished": self.backlog.len(), "size": found.size, "root": hex::encode(found.root)});
-            self.must_write(Group::of(entry::lifecycle("start", started)));
+            self.began(started, before);
         }
         // Said first: it is put before everything that waits.
         if let Some(succession) = began {
@@ -129,7 +150,9 @@ impl Writer {
         reader: &Reader,
         found: &Checkpoint,
     ) -> Result<Option<Value>, store::Error> {
-        let Some(known) = self.known.clone().or_else(|| self.outside_head()) else {
+        let Some(known) =
+            self.known.clone().or_else(|| outside_head(&self.store, &self.shared.data, &self.shared.keys))
+        else {
             return Ok(None);
         };
         let previous = known.origin.clone();
@@ -153,17 +176,6 @@ impl Writer {
         Ok(Some(
             json!({"v": 1, "at": at, "reason": reason, "previous": previous, "known": head(&known), "found": found}),
         ))
-    }
-
-    /// The head kept outside the store, from an earlier run; only what this gateway signed counts.
-    fn outside_head(&self) -> Option<Checkpoint> {
-        let text = std::fs::read_to_string(store::head_path(&self.store, &self.shared.data)).ok()?;
-        let note = Note::read(&text).ok()?;
-        let keys = &self.shared.keys;
-        let ours = [Some(keys.log_public()), keys.previous_public()].into_iter().flatten();
-        let ours: Vec<_> = ours.map(|public| Verifier::of_log(&note.checkpoint.origin, public)).collect();
-        note.signed_by(&ours).ok()?;
-        Some(note.checkpoint)
     }
 
     /// What gateways of one store record is compared, so they make their fingerprints with one key.
@@ -218,7 +230,16 @@ impl Writer {
         }
     }
 
-    /// The log whose newest key is ours. A rotation that was cut off is finished, or forgotten if the log does not know it.
+    /// Whether the log knows our key: one that was restored may know only the key before.
+    async fn signs(&self, database: &mut Database, origin: &str) -> Result<bool, store::Error> {
+        database.begin().await?;
+        let known = database.log_keys().await;
+        database.rollback().await?;
+        let ours = hex::encode(self.shared.keys.log_public());
+        Ok(known?.iter().any(|key| key.origin == origin && key.public == ours))
+    }
+
+    /// The log whose newest key is ours, or was. A rotation that was cut off is finished, or forgotten if the log does not know it.
     fn our_log(&self, logs: &[LogKey]) -> Result<Option<String>, store::Error> {
         let keys = &self.shared.keys;
         let find = |public: [u8; 32]| {
@@ -226,13 +247,14 @@ impl Writer {
             logs.iter().find(|key| key.public == public).cloned()
         };
         let lost = |error: keys::Error| store::Error::Wait(error.to_string());
-        if let Some(next) = keys::Keys::next_public(&self.shared.data).map_err(lost)? {
+        if let Some(next) = Keys::next_public(&self.shared.data).map_err(lost)? {
             match find(next) {
                 Some(_) => keys.use_next(&self.shared.data).map_err(lost)?,
-                None => keys::Keys::drop_next(&self.shared.data).map_err(lost)?,
+                None => Keys::drop_next(&self.shared.data).map_err(lost)?,
             }
         }
-        let Some(ours) = find(keys.log_public()) else { return Ok(None) };
+        let ours = find(keys.log_public()).or_else(|| find(keys.previous_public()?));
+        let Some(ours) = ours else { return Ok(None) };
         let newest = logs.iter().filter(|key| key.origin == ours.origin).max_by_key(|key| key.since);
         if newest.is_some_and(|newest| newest.public != ours.public) {
             return Err(store::Error::Fatal(format!(
@@ -266,6 +288,16 @@ impl Writer {
         database.commit().await?;
         Ok(origin)
     }
+}
+
+/// The head kept outside the store, from an earlier run; only what this gateway signed counts.
+pub(in crate::audit) fn outside_head(store: &Location, data: &Path, keys: &Keys) -> Option<Checkpoint> {
+    let text = std::fs::read_to_string(store::head_path(store, data)).ok()?;
+    let note = Note::read(&text).ok()?;
+    let ours = keys.log_publics().into_iter();
+    let ours: Vec<_> = ours.map(|public| Verifier::of_log(&note.checkpoint.origin, public)).collect();
+    note.signed_by(&ours).ok()?;
+    Some(note.checkpoint)
 }
 
 /// Whether a log still begins with all that was known of it.

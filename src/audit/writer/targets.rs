@@ -72,7 +72,10 @@ impl Targets {
                 TargetOp::NewKey(_)
                 | TargetOp::KeepBundle { .. }
                 | TargetOp::CreateToken(_)
-                | TargetOp::RevokeToken(..) => true,
+                | TargetOp::RevokeToken(..)
+                | TargetOp::PruneBelow(_)
+                | TargetOp::RemovePayloads { .. }
+                | TargetOp::Vacuum => true,
             };
             if !kept {
                 self.rows = undo;

@@ -10,7 +10,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions, PgRow, Postgres};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection as _, QueryBuilder, Row as _};
 
-use super::super::{ChangeQuery, ChangeRow, Error, LogRow, Standing, StoredEntry, TokenRow};
+use super::super::{Bearing, ChangeQuery, ChangeRow, Error, LogRow, Standing, StoredEntry, TokenRow};
 use super::{
     Arguments, ENTRY, Server, TOKENS, inside, setup, signed, stored, target, token, unsigned, within,
 };
@@ -169,6 +169,64 @@ impl Reader {
         let text = format!("{ENTRY} WHERE e.origin = $1 AND e.idx >= $2 ORDER BY e.idx LIMIT 1000");
         let found = self.rows(sqlx::query(AssertSqlSafe(text)).bind(origin).bind(signed(from))).await?;
         found.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// A constant of every log that has it.
+    pub async fn meta(&self, key: &str) -> Result<Vec<(String, String)>, Error> {
+        let query = sqlx::query("SELECT origin, value FROM log_meta WHERE key = $1 ORDER BY origin");
+        let read = |row: &PgRow| Ok((row.try_get(0)?, row.try_get(1)?));
+        let found = self.rows(query.bind(key)).await?;
+        found.iter().map(read).collect::<Result<_, _>>().map_err(|error: sqlx::Error| inside(&error))
+    }
+
+    /// Entries that still have a payload, by row, at most 500.
+    pub async fn bearing(&self, from: i64, upto: i64) -> Result<Vec<Bearing>, Error> {
+        let query = sqlx::query(
+            "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx FROM payloads p JOIN entries e ON e.row = p.row \
+             WHERE p.row BETWEEN $1 AND $2 ORDER BY p.row LIMIT 500",
+        );
+        let read = |row: &PgRow| {
+            let of: (Option<String>, Option<i64>) = (row.try_get(4)?, row.try_get(5)?);
+            Ok(Bearing {
+                row: row.try_get(0)?,
+                origin: row.try_get(1)?,
+                index: unsigned(row.try_get(2)?),
+                kind: row.try_get(3)?,
+                of: of.0.zip(of.1.map(unsigned)),
+            })
+        };
+        let found = self.rows(query.bind(from).bind(upto)).await?;
+        found.iter().map(read).collect::<Result<_, _>>().map_err(|error: sqlx::Error| inside(&error))
+    }
+
+    /// The rows of entries that are there.
+    pub async fn rows_at(&self, places: &[(String, u64)]) -> Result<Vec<((String, u64), i64)>, Error> {
+        let origins: Vec<&str> = places.iter().map(|(origin, _)| &**origin).collect();
+        let indices: Vec<i64> = places.iter().map(|(_, index)| signed(*index)).collect();
+        let query = sqlx::query(
+            "SELECT e.origin, e.idx, e.row FROM UNNEST($1::text[], $2::bigint[]) AS u (origin, idx) \
+             JOIN entries e ON e.origin = u.origin AND e.idx = u.idx",
+        );
+        let read = |row: &PgRow| Ok(((row.try_get(0)?, unsigned(row.try_get(1)?)), row.try_get(2)?));
+        let found = self.rows(query.bind(origins).bind(indices)).await?;
+        found.iter().map(read).collect::<Result<_, _>>().map_err(|error: sqlx::Error| inside(&error))
+    }
+
+    /// Rows of the projection.
+    pub async fn changes_at(&self, rows: &[i64]) -> Result<Vec<ChangeRow>, Error> {
+        let text = format!("{COLUMNS} WHERE row = ANY($1)");
+        changes(&self.rows(sqlx::query(AssertSqlSafe(text)).bind(rows)).await?)
+    }
+
+    /// The row of each target's newest governed change that was applied.
+    pub async fn newest_applied(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
+        let query = sqlx::query(
+            "SELECT DISTINCT ON (target) row FROM changes WHERE target = ANY($1) AND seq IS NOT NULL \
+             AND (outcome = 'applied' OR settled = 'applied') ORDER BY target, at DESC, id DESC",
+        );
+        let found = self.rows(query.bind(targets)).await?;
+        let read = |row: &PgRow| row.try_get(0);
+        found.iter().map(read).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
     /// Every log, by name, all at one moment.

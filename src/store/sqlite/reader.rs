@@ -11,7 +11,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, QueryBuilder, Row as _};
 
-use super::super::{ChangeQuery, ChangeRow, Error, LogRow, Standing, StoredEntry, TokenRow};
+use super::super::{Bearing, ChangeQuery, ChangeRow, Error, LogRow, Standing, StoredEntry, TokenRow};
 use super::{ENTRY, TOKENS, entry_at, inside, inspect, opening, signed, stored, target, token, unsigned};
 
 const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, \
@@ -156,6 +156,76 @@ impl Reader {
         let rows = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(from));
         let rows = rows.fetch_all(&self.0).await.map_err(|error| inside(&error))?;
         rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// A constant of every log that has it.
+    pub async fn meta(&self, key: &str) -> Result<Vec<(String, String)>, Error> {
+        let text = "SELECT origin, CAST(value AS TEXT) FROM log_meta WHERE key = ? ORDER BY origin";
+        sqlx::query_as(text).bind(key).fetch_all(&self.0).await.map_err(|error| inside(&error))
+    }
+
+    /// Entries that still have a payload, by row, at most 500.
+    pub async fn bearing(&self, from: i64, upto: i64) -> Result<Vec<Bearing>, Error> {
+        let query = sqlx::query(
+            "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx FROM payloads p JOIN entries e ON e.row = p.row \
+             WHERE p.row BETWEEN ? AND ? ORDER BY p.row LIMIT 500",
+        );
+        let rows = query.bind(from).bind(upto).fetch_all(&self.0).await.map_err(|error| inside(&error))?;
+        let read = |row: &SqliteRow| {
+            let of: (Option<String>, Option<i64>) = (row.try_get(4)?, row.try_get(5)?);
+            Ok(Bearing {
+                row: row.try_get(0)?,
+                origin: row.try_get(1)?,
+                index: unsigned(row.try_get(2)?),
+                kind: row.try_get(3)?,
+                of: of.0.zip(of.1.map(unsigned)),
+            })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(|error: sqlx::Error| inside(&error))
+    }
+
+    /// The rows of entries that are there.
+    pub async fn rows_at(&self, places: &[(String, u64)]) -> Result<Vec<((String, u64), i64)>, Error> {
+        let mut found = Vec::with_capacity(places.len());
+        for (origin, index) in places {
+            let row = sqlx::query_scalar("SELECT row FROM entries WHERE origin = ? AND idx = ?");
+            let row = row.bind(origin).bind(signed(*index)).fetch_optional(&self.0).await;
+            found.extend(row.map_err(|error| inside(&error))?.map(|row| ((origin.clone(), *index), row)));
+        }
+        Ok(found)
+    }
+
+    /// Rows of the projection.
+    pub async fn changes_at(&self, rows: &[i64]) -> Result<Vec<ChangeRow>, Error> {
+        let mut query = QueryBuilder::new(COLUMNS);
+        query.push("WHERE row IN (");
+        let mut list = query.separated(", ");
+        for row in rows {
+            list.push_bind(*row);
+        }
+        query.push(")");
+        let rows = query.build().fetch_all(&self.0).await.map_err(|error| inside(&error))?;
+        rows.iter().map(change).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
+    /// The row of each target's newest governed change that was applied.
+    pub async fn newest_applied(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
+        let mut found = Vec::with_capacity(targets.len());
+        for target in targets {
+            let row = sqlx::query_scalar::<_, i64>(
+                "SELECT row FROM changes WHERE target = ? AND seq IS NOT NULL AND (outcome = 'applied' OR settled = 'applied') \
+                 ORDER BY at DESC, id DESC LIMIT 1",
+            );
+            let row = row.bind(target).fetch_optional(&self.0).await;
+            found.extend(row.map_err(|error| inside(&error))?);
+        }
+        Ok(found)
+    }
+
+    /// Pages on the free list.
+    pub async fn free_pages(&self) -> Result<u64, Error> {
+        let free = sqlx::query_scalar("PRAGMA freelist_count").fetch_one(&self.0).await;
+        free.map(unsigned).map_err(|error| inside(&error))
     }
 
     /// Every log, by name, all at one moment.

@@ -84,17 +84,16 @@ impl Setup {
         (status, gateway.logs())
     }
 
-    /// Starts it without waiting for anything: it has no addresses until [`Gateway::wait_until_listening`].
-    pub(crate) fn spawn(mut self) -> Gateway {
-        let temporary = self.folder.is_none().then(|| TempDir::new().expect("a temporary folder"));
-        let folder = match (&self.folder, &temporary) {
-            (Some(folder), _) => folder.clone(),
-            (None, temporary) => temporary.as_ref().expect("one of the two").path().to_owned(),
-        };
+    /// One that is not started: for commands on its folder.
+    pub(crate) fn idle(mut self) -> Gateway {
+        let folder = self.folder.clone().expect("a folder of the test's own");
         self.store = self.other_store(&folder);
-        fs::write(folder.join("patchwarden.toml"), &self.config).expect("writes the config");
+        self.into_gateway(folder, None)
+    }
+
+    fn into_gateway(self, folder: PathBuf, temporary: Option<TempDir>) -> Gateway {
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut gateway = Gateway {
+        Gateway {
             setup: self,
             folder,
             _temporary: temporary,
@@ -104,7 +103,19 @@ impl Setup {
             addr: nowhere,
             admin_addr: nowhere,
             token: machine_token(),
+        }
+    }
+
+    /// Starts it without waiting for anything: it has no addresses until [`Gateway::wait_until_listening`].
+    pub(crate) fn spawn(mut self) -> Gateway {
+        let temporary = self.folder.is_none().then(|| TempDir::new().expect("a temporary folder"));
+        let folder = match (&self.folder, &temporary) {
+            (Some(folder), _) => folder.clone(),
+            (None, temporary) => temporary.as_ref().expect("one of the two").path().to_owned(),
         };
+        self.store = self.other_store(&folder);
+        fs::write(folder.join("patchwarden.toml"), &self.config).expect("writes the config");
+        let mut gateway = self.into_gateway(folder, temporary);
         gateway.launch();
         gateway
     }

@@ -1,0 +1,272 @@
+//! A backup of an SQLite store, and whether one can be put back.
+//!
+//! A backup is one file, made beside whoever writes, at one moment of the store: mode 0600, never over another file, read
+//! back as `verify` does before it counts. It holds no key. What is put back is looked at first: whether it is whole,
+//! whether its log is that of this data folder, and what of the log was written since. A store is never written over.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::checkpoint::Checkpoint;
+use super::proofs::Tree;
+use super::verify::{self, Fault};
+use super::writer::outside_head;
+use crate::clock::Time;
+use crate::keys::{self, Keys};
+use crate::store::{self, Error, Location, Reader};
+
+/// What a backup holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// Name of the file.
+    pub file: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its logs with their ends.
+    pub logs: Vec<Kept>,
+}
+
+/// A log in a backup.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// Its name.
+    pub origin: String,
+    /// Number of its entries.
+    pub size: u64,
+    /// Root hash over them, hex.
+    pub root: String,
+}
+
+impl Backup {
+    /// What the log says of it.
+    pub fn entry(&self, now: Time, by: &str) -> Value {
+        json!({"v": 1, "at": now, "by": by, "file": self.file, "bytes": self.bytes, "logs": self.logs})
+    }
+}
+
+/// Makes a backup of a store, beside whoever writes it.
+pub async fn make(store: &Location, to: &Path) -> Result<Backup, Error> {
+    let Location::Sqlite(from) = store else {
+        return Err(Error::Wait(format!(
+            "{store} is backed up by PostgreSQL's own means: pg_dump for a copy, pg_basebackup with its WAL for any moment (docs/fleets.md)"
+        )));
+    };
+    if to.exists() {
+        return Err(taken(to));
+    }
+    let part = beside(to, "partial");
+    create(&part)?;
+    let made = async {
+        store::snapshot(from, &part).await?;
+        sync(&part)?;
+        let whole = verified(&part).await?;
+        // Linked and not renamed: that fails where a file has come to be there meanwhile.
+        put(&part, to)?;
+        Ok(whole)
+    };
+    let made = made.await;
+    if made.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    let logs = made?;
+    let bytes = fs::metadata(to).map_err(|error| failed(to, &error))?.len();
+    let file = to.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Backup { file, bytes, logs })
+}
+
+/// What putting a backup back would mean.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its logs.
+    pub logs: Vec<Kept>,
+    /// The one this data folder goes on with.
+    pub ours: Kept,
+    /// What was committed to it later, by the head kept outside the store.
+    pub since: Since,
+}
+
+/// What the head kept outside the store says of a backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// Nothing was committed that the backup does not hold.
+    Nothing,
+    /// So many entries are not in it.
+    Entries(u64),
+    /// The log has been succeeded by this one, of which the backup holds nothing.
+    Succeeded(String),
+    /// There is no such head.
+    Unknown,
+}
+
+/// Looks at a backup as what this data folder would go on with. An error says why it cannot.
+pub async fn look(file: &Path, store: &Location, data: &Path, keys: &Keys) -> Result<Found, Error> {
+    if !matches!(store, Location::Sqlite(_)) {
+        return Err(Error::Wait(format!(
+            "{store} is restored by PostgreSQL's own means: pg_restore, or a base backup with its WAL (docs/fleets.md)"
+        )));
+    }
+    let wal = beside_raw(file, "-wal");
+    if fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
+        return Err(Error::Fatal(format!(
+            "{} stands beside it, so {} is a copied store and no backup; open it where it is, or make one with `patchwarden backup`",
+            wal.display(),
+            file.display()
+        )));
+    }
+    let logs = verified(file).await?;
+    let reader = Reader::open(&Location::Sqlite(file.to_owned())).await?;
+    let found = ours(&reader, &logs, file, store, data, keys).await;
+    reader.close().await;
+    let (ours, since) = found?;
+    Ok(Found { logs, ours, since })
+}
+
+async fn ours(
+    reader: &Reader,
+    logs: &[Kept],
+    file: &Path,
+    store: &Location,
+    data: &Path,
+    keys: &Keys,
+) -> Result<(Kept, Since), Error> {
+    let (public, closed) = (reader.log_keys().await?, reader.meta("closed").await?);
+    let own: Vec<_> = keys.log_publics().into_iter().map(hex::encode).collect();
+    let is_open = |origin: &str| closed.iter().all(|(closed, _)| closed != origin);
+    let ours = public.iter().find(|key| own.contains(&key.public) && is_open(&key.origin));
+    let ours = ours.and_then(|key| logs.iter().find(|log| log.origin == key.origin)).ok_or_else(|| {
+        let origins: Vec<_> = logs.iter().map(|log| log.origin.as_str()).collect();
+        Error::Fatal(format!(
+            "{} holds no log of the data folder {} but {}; restore it with the data folder it was made with",
+            file.display(),
+            data.display(),
+            origins.join(", ")
+        ))
+    })?;
+    let since = match outside_head(store, data, keys) {
+        None => Since::Unknown,
+        Some(head) if head.origin != ours.origin => Since::Succeeded(head.origin),
+        Some(head) if head.size > ours.size => Since::Entries(head.size - ours.size),
+        Some(head) => {
+            if !begins_with(reader, &head).await? {
+                return Err(Error::Fatal(format!(
+                    "{} tells another story than the log of this data folder: its first {} entries are not those that were committed",
+                    file.display(),
+                    head.size
+                )));
+            }
+            Since::Nothing
+        }
+    };
+    Ok((ours.clone(), since))
+}
+
+async fn begins_with(reader: &Reader, head: &Checkpoint) -> Result<bool, Error> {
+    let tree = Tree { reader, origin: &head.origin, size: head.size };
+    Ok(tree.root().await? == head.root)
+}
+
+/// Puts a backup in the place of a store that is not there, while no gateway runs.
+pub fn place(file: &Path, store: &Location, data: &Path) -> Result<(), Error> {
+    let Location::Sqlite(to) = store else { return Err(Error::Wait(format!("{store} is no file"))) };
+    keys::make_folder(to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        .map_err(|error| Error::Wait(error.to_string()))?;
+    let mut locks = Vec::new();
+    for lock in [keys::lock_path(data), store::lock_path(to)] {
+        match keys::lock(&lock) {
+            Ok(Some(file)) => locks.push(file),
+            Ok(None) => {
+                return Err(Error::Wait(format!(
+                    "{} is held: a gateway uses this data folder or this store; stop it first",
+                    lock.display()
+                )));
+            }
+            Err(error) => return Err(failed(&lock, &error)),
+        }
+    }
+    // An empty WAL, as a stopped gateway may leave it, holds nothing.
+    let wal = beside_raw(to, "-wal");
+    let left = fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0);
+    if to.exists() || left {
+        let there = if to.exists() { to } else { &wal };
+        return Err(Error::Wait(format!(
+            "{} is there, and a store is never written over; move it, with its -wal and -shm, to where it can be kept",
+            there.display()
+        )));
+    }
+    let part = beside(to, "partial");
+    create(&part)?;
+    let copied = fs::copy(file, &part).map_err(|error| failed(&part, &error));
+    let placed = copied.and_then(|_| private(&part)).and_then(|()| sync(&part)).and_then(|()| put(&part, to));
+    if placed.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    placed
+}
+
+/// The logs of a file that tells one story.
+async fn verified(file: &Path) -> Result<Vec<Kept>, Error> {
+    let found = verify::run(&Location::Sqlite(file.to_owned()), |_| ()).await?;
+    if let Some((origin, Fault { index, what })) =
+        found.iter().find_map(|log| Some((&log.origin, log.fault.as_ref()?)))
+    {
+        let entry = index.map(|index| format!("entry {index} of ")).unwrap_or_default();
+        return Err(Error::Refused(format!("{}: {entry}{origin}: {what}", file.display())));
+    }
+    Ok(found.into_iter().map(|log| Kept { origin: log.origin, size: log.size, root: log.root }).collect())
+}
+
+/// An empty file that only its owner reads.
+fn create(path: &Path) -> Result<(), Error> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    made.map(drop).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => taken(path),
+        _ => failed(path, &error),
+    })
+}
+
+fn private(path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|error| failed(path, &error))
+}
+
+fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed(path, &error))
+}
+
+/// Gives a finished file its name, and the name to the disk.
+fn put(part: &Path, to: &Path) -> Result<(), Error> {
+    match fs::hard_link(part, to) {
+        Ok(()) => fs::remove_file(part).map_err(|error| failed(part, &error))?,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(taken(to)),
+        // A file system without links.
+        Err(_) if !to.exists() => fs::rename(part, to).map_err(|error| failed(to, &error))?,
+        Err(error) => return Err(failed(to, &error)),
+    }
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync(folder)
+}
+
+fn beside(path: &Path, what: &str) -> PathBuf {
+    beside_raw(path, &format!(".{what}"))
+}
+
+fn beside_raw(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
+}
+
+fn taken(path: &Path) -> Error {
+    Error::Wait(format!("{} is there already and is not written over; name another file", path.display()))
+}
+
+fn failed(path: &Path, error: &io::Error) -> Error {
+    Error::Wait(format!("{}: {error}", path.display()))
+}
