@@ -59,7 +59,8 @@ impl TargetOp {
             Self::Open { key, .. }
             | Self::Free { key, .. }
             | Self::Hold { key, .. }
-            | Self::Revision { key, .. } => Some(key),
+            | Self::Revision { key, .. }
+            | Self::Drifted { key, .. } => Some(key),
             Self::KeepBundle { .. } | Self::CreateToken(_) | Self::RevokeToken(..) => None,
         }
     }
@@ -95,6 +96,12 @@ pub(super) enum TargetOp {
         key: String,
         revision: Option<String>,
         turn: Option<u64>,
+    },
+    /// The same of what was changed past the log; lost when it is noted already.
+    Drifted {
+        key: String,
+        revision: Option<String>,
+        turn: u64,
     },
     KeepBundle {
         digest: String,

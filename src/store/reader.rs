@@ -3,7 +3,7 @@
 //! Each call is one read of its own, so that none holds back whoever writes.
 
 use super::{
-    ChangeQuery, ChangeRow, Error, Location, LogRow, Standing, StoredEntry, TokenRow, postgres, sqlite,
+    ChangeQuery, ChangeRow, Error, Held, Location, LogRow, Standing, StoredEntry, TokenRow, postgres, sqlite,
 };
 
 /// Read-only connections for queries.
@@ -36,6 +36,11 @@ impl Reader {
     /// A target's row, and whether who holds it is alive.
     pub async fn target(&self, key: &str) -> Result<Standing, Error> {
         either!(self, reader => reader.target(key).await)
+    }
+
+    /// Targets held by an unknown outcome, the longest held first, at most `limit`.
+    pub async fn held(&self, limit: usize) -> Result<Vec<Held>, Error> {
+        either!(self, reader => reader.held(limit).await)
     }
 
     /// One entry with its payload.
