@@ -24,6 +24,7 @@ mod replay;
 mod rules;
 mod scan;
 mod secrets;
+mod settlement;
 mod stories;
 mod streams;
 mod support;
