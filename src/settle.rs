@@ -162,7 +162,10 @@ mod tests {
 
     use super::*;
     use crate::audit::Declaration;
+    use crate::bundle::Bundle;
     use crate::id::{ChangeId, EntryRef};
+    use crate::operation::{State, Stored};
+    use crate::standin::Estate;
 
     const LIMIT: Duration = Duration::from_secs(120);
 
@@ -195,6 +198,82 @@ mod tests {
         let unmoved = Hold { before_revision: None, proposed: Some(json!({})), ..hold.clone() };
         let settlement = judge(&unmoved, &reading, LIMIT, "test", &Keys::ephemeral())?;
         Some(settlement.result)
+    }
+
+    const TARGET: &str = "0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a";
+
+    /// What a GET would say of a row with that lifetime.
+    fn stored(ttl: u64, row: &str, at: i64) -> Stored {
+        let bundle = Bundle::builtin().unwrap();
+        let object = bundle.operations().values().next().unwrap().object.clone();
+        let mut estate = Estate::new();
+        estate.attach(TARGET, &json!({"accessTokenTTL": ttl}));
+        let mut answer = estate.state(TARGET).unwrap();
+        (answer["id"], answer["updatedAt"]) = (json!(row), json!(Time(at)));
+        State::read(&object, TARGET, &json!({ object.envelope.clone(): answer })).unwrap()
+    }
+
+    /// The table of evidence, row by row. Times are in microseconds; the write began to be late at 0.
+    #[test]
+    fn every_row_of_the_table_of_evidence() {
+        let keys = Keys::ephemeral();
+        let there = |ttl, at| Some(stored(ttl, "r", at));
+        let anew = |ttl, at| Some(stored(ttl, "s", at));
+        let (early, late) = (Duration::from_secs(1), Duration::from_secs(121));
+        let (applied, superseded) = (Some(Settled::Applied), Some(Settled::Superseded));
+        let not_applied = Some(Settled::NotApplied);
+        // A change from 60 to 30.
+        let change = (there(60, 10), there(30, 0));
+        let nothing = (there(60, 10), there(60, 0));
+        let attach = (None, there(30, 0));
+        let removal = (there(60, 10), None);
+        for (what, (before, proposed), now, within, expected) in [
+            ("a newer row in the state asked for", &change, there(30, 11), early, applied),
+            ("the same, late", &change, there(30, 11), late, applied),
+            ("another row in the state asked for", &change, anew(30, 10), early, applied),
+            ("a newer row in another state", &change, there(40, 11), early, superseded),
+            ("a newer row in the state before: away and back", &change, there(60, 11), late, superseded),
+            ("another row in the state before", &change, anew(60, 12), late, superseded),
+            ("no row any more", &change, None, early, superseded),
+            ("the row before", &change, there(60, 10), early, None),
+            ("the row before, late", &change, there(60, 10), late, not_applied),
+            ("an older row", &change, there(30, 9), early, None),
+            ("an older row, late", &change, there(60, 9), late, superseded),
+            ("nothing to change, a newer row", &nothing, there(60, 11), early, applied),
+            ("nothing to change, the row before", &nothing, there(60, 10), early, None),
+            ("nothing to change, the row before, late", &nothing, there(60, 10), late, not_applied),
+            ("attached as asked", &attach, there(30, 11), early, applied),
+            ("attached otherwise", &attach, there(40, 11), early, superseded),
+            ("nothing attached", &attach, None, early, None),
+            ("nothing attached, late", &attach, None, late, not_applied),
+            ("removed", &removal, None, early, applied),
+            ("not removed", &removal, there(60, 10), early, None),
+            ("not removed, late", &removal, there(60, 10), late, not_applied),
+            ("not removed but changed", &removal, there(40, 11), early, superseded),
+            ("removed and made anew", &removal, anew(60, 11), early, superseded),
+        ] {
+            let state = |stored: &Option<Stored>| stored.as_ref().map(|stored| stored.state.recorded(&keys));
+            let began = Instant::now();
+            let hold = Hold {
+                before_revision: before.as_ref().map(|before| before.revision.clone()),
+                proposed: state(proposed),
+                ..hold(Some(began))
+            };
+            let reading = Reading { stored: now, began: Time(0), started: began + within };
+            let found = judge(&hold, &reading, LIMIT, "test", &keys).map(|found| found.result);
+            assert_eq!(found, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn nobody_gives_up_before_its_time() {
+        let held = hold(None);
+        let at =
+            |micros| undecidable(&held, Time(micros), LIMIT, "silence", "test").map(|found| found.result);
+        assert_eq!(at(119_999_999), None);
+        assert_eq!(at(120_000_000), Some(Settled::Undecidable));
+        let in_flight = Hold { unknown: false, ..held.clone() };
+        assert!(undecidable(&in_flight, Time(i64::MAX), LIMIT, "silence", "test").is_none());
     }
 
     #[test]

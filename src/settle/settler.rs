@@ -87,7 +87,7 @@ pub struct Settler {
 impl Settler {
     /// One that is to be run.
     pub fn new(parts: Parts) -> Self {
-        let login = Login { is_proven: false, tries: Tries::after(Duration::ZERO), refused: None };
+        let login = Login::new(false);
         let credential = Credential::new(&parts.settings);
         Self { parts, credential, login, held: HashMap::new(), watch: Watch::default(), problem: None }
     }
@@ -120,8 +120,11 @@ impl Settler {
         if !self.login.is_proven && self.login.tries.due <= now {
             let _ = self.token().await;
         }
-        self.settle_all(due.into_iter().map(|(_, target)| target)).await;
+        let is_readable = self.settle_all(due.into_iter().map(|(_, target)| target)).await;
         self.tell();
+        if !is_readable {
+            return every;
+        }
         let login = (!self.login.is_proven).then_some(self.login.tries.due);
         let next = self.held.values().map(|waiting| waiting.tries.due).chain(login).min();
         next.map_or(every, |due| due.saturating_duration_since(Instant::now()).clamp(SHORTEST_PAUSE, every))
@@ -157,17 +160,19 @@ impl Settler {
             return Err(NoToken::Unreachable("there is no credential".to_owned()));
         };
         if !credential.is_logged_in() && Instant::now() < self.login.tries.due {
-            return Err(NoToken::Unreachable("the login is tried again later".to_owned()));
+            return Err(NoToken::Unreachable(self.login.last.clone()));
         }
         let (within, at_most) = (self.parts.limits.before.0, self.parts.limits.answer.bytes());
         let headers = credential.headers(&self.parts.upstream, within, at_most).await;
         match &headers {
             Ok(_) => {
-                self.login = Login { is_proven: true, tries: Tries::after(Duration::ZERO), refused: None };
+                self.login = Login::new(true);
             }
             Err(no_token) => {
                 self.login.is_proven = false;
                 self.login.tries = self.login.tries.failed(self.parts.settings.back_off.0, None);
+                let (NoToken::Refused(why) | NoToken::Unreachable(why)) = no_token;
+                self.login.last.clone_from(why);
                 // An upstream that does not answer says nothing of the credential.
                 if let NoToken::Refused(why) = no_token {
                     self.login.refused = Some(why.clone());
@@ -177,7 +182,8 @@ impl Settler {
         headers
     }
 
-    async fn settle_all(&mut self, due: impl Iterator<Item = TargetId>) {
+    /// Tries what is due; `false` when the log cannot be read.
+    async fn settle_all(&mut self, due: impl Iterator<Item = TargetId>) -> bool {
         let mut silent = 0;
         for target in due {
             if silent == SILENT_READS {
@@ -186,7 +192,7 @@ impl Settler {
                 self.held.entry(target).and_modify(|waiting| waiting.tries.due = later);
                 continue;
             }
-            let Ok(now) = self.parts.audit.look(&target).await else { return };
+            let Ok(now) = self.parts.audit.look(&target).await else { return false };
             let known = self.held.get(&target).map(|waiting| waiting.intent.clone());
             let hold =
                 now.hold.clone().filter(|hold| hold.unknown && Some(&hold.intent.entry) == known.as_ref());
@@ -208,6 +214,7 @@ impl Settler {
                 }
             }
         }
+        true
     }
 
     fn object(&self, hold: &Hold) -> Option<Arc<Object>> {

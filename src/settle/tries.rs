@@ -20,6 +20,8 @@ pub(super) struct Login {
     pub(super) tries: Tries,
     /// Why it is not accepted.
     pub(super) refused: Option<String>,
+    /// Why there was no token the last time.
+    pub(super) last: String,
 }
 
 /// When something is tried next, and how often it failed.
@@ -74,6 +76,13 @@ impl From<NoToken> for Unread {
     fn from(no_token: NoToken) -> Self {
         let (NoToken::Refused(why) | NoToken::Unreachable(why)) = no_token;
         Self { why, denied: None, is_silent: true, retry_after: None }
+    }
+}
+
+impl Login {
+    /// Nothing is known against it.
+    pub(super) fn new(is_proven: bool) -> Self {
+        Self { is_proven, tries: Tries::after(Duration::ZERO), refused: None, last: String::new() }
     }
 }
 
