@@ -311,6 +311,7 @@ async fn without_a_credential_held_identities_are_counted_and_wait_for_the_next_
     let upstream = upstream_with(Some(good_attach()));
     let config = format!("{IMPATIENT}[settle]\nevery = \"100ms\"\nundecidable_after = \"1s\"\n");
     let gateway = Gateway::before(&upstream.url()).config(&config).start().await;
+    assert_eq!(ttl(&gateway, 1900).await.status, 200);
     let lost = lose_ttl(&upstream, &gateway, Act::ApplyThenClose, 1800).await;
     let since = Instant::now();
     while metric(&gateway, "patchwarden_unsettled").await != "1" {
@@ -319,6 +320,8 @@ async fn without_a_credential_held_identities_are_counted_and_wait_for_the_next_
     let next = ttl(&gateway, 1700).await;
     assert_eq!(next.status, 200, "{}", next.text());
     assert_eq!(gateway.show(&lost)["settlement"]["by"], "next_before");
+    assert_eq!(gateway.show(&change_of(&next))["drift"], Value::Null, "it was our own change");
+    assert_eq!(drifts(&gateway), Vec::<Value>::new());
     assert!(logins(&upstream).is_empty());
     let since = Instant::now();
     while metric(&gateway, "patchwarden_unsettled").await != "0" {
