@@ -30,6 +30,7 @@ use crate::passthrough::{self, Passthrough};
 use crate::pipeline::{Gateway, Memory};
 use crate::policy::Mode;
 use crate::server::{self, Door, Server, Socket, Tls};
+use crate::settle::{self, Settler};
 use crate::upstream::Upstream;
 use crate::upstream::client_address::TrustedProxies;
 
@@ -39,6 +40,9 @@ const ADMIN_CONNECTIONS: usize = 256;
 const PROBE: Duration = Duration::from_secs(10);
 /// The mode is said at start and this often, while it is not the one that enforces.
 const MODE_REMINDER: Duration = Duration::from_secs(3600);
+
+/// The part of `/readyz` that tells of the gateway's own credential.
+const SETTLE: &str = "settle";
 
 /// Why a command could not end well.
 #[derive(Debug)]
@@ -128,6 +132,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     audit.keep_bundle(bundle.digest(), bundle.text());
     let readiness = Readiness::new();
     let bundle = Arc::new(RwLock::new(Arc::new(bundle)));
+    let settler = settler(&config, &bundle, &upstream, &audit, &keys, &metrics, readiness.clone());
     let gateway =
         assemble(&config, bundle.clone(), upstream.clone(), &audit, keys, &metrics, trusted, &tasks, &stop);
 
@@ -159,6 +164,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let socket =
         serve_socket(config.data.join("admin.sock"), state, admin_limits, audit.clone(), stop_admin.clone());
     admin_servers.spawn(socket);
+    servers.spawn(settler.run(stop.clone()));
     servers.spawn(look_around(upstream, config.mode, stop.clone()));
     let reload = Reload {
         certificates: tls.into_iter().chain(admin_tls).collect(),
@@ -306,6 +312,33 @@ fn assemble(
         mode: mode_name(config.mode),
         tasks: tasks.clone(),
         memory: Memory::new(&config.limits, metrics),
+    })
+}
+
+fn settler(
+    config: &Config,
+    bundle: &Arc<RwLock<Arc<Bundle>>>,
+    upstream: &Upstream,
+    audit: &Audit,
+    keys: &Arc<Keys>,
+    metrics: &Arc<Metrics>,
+    readiness: Readiness,
+) -> Settler {
+    let report: settle::Report = Box::new(move |wrong| match wrong {
+        Some((since, wrong)) => readiness.problem(SETTLE, since, wrong),
+        None => readiness.solved(SETTLE),
+    });
+    Settler::new(settle::Parts {
+        upstream: upstream.clone(),
+        audit: audit.clone(),
+        bundle: bundle.clone(),
+        keys: keys.clone(),
+        clock: Clock::System,
+        metrics: metrics.clone(),
+        limits: config.limits.clone(),
+        late_write_limit: config.upstream.late_write_limit.0,
+        settings: config.settle.clone(),
+        report,
     })
 }
 

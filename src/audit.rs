@@ -9,6 +9,7 @@ mod access;
 pub mod backup;
 pub mod checkpoint;
 pub mod copy;
+mod drift;
 mod entry;
 pub mod evidence;
 mod fold;
@@ -30,13 +31,12 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::before::Reading;
 use crate::clock::{Clock, Time};
 use crate::id::{ChangeId, Digest, EntryRef, TargetId};
 use crate::json;
 use crate::keys::Keys;
-use crate::metrics::Metrics;
-use crate::operation::{Object, Revision, diff_recorded};
+use crate::metrics::{Metrics, SettlementLabels};
+use crate::operation::{Object, Revision};
 use crate::policy::Permit;
 use crate::refusal::{Code, Refusal};
 use crate::route::Watched;
@@ -46,6 +46,7 @@ use crate::units::{Size, Span};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use checkpoint::{Note, Verifier, key_change};
+pub use drift::{Drift, Look};
 use entry::Intended;
 use evidence::KeyChange;
 pub use prune::Pruned;
@@ -266,6 +267,7 @@ impl Intent {
             fast_late: outcome.fast_late,
             before_revision: before.revision.clone(),
             proposed: self.proposed.clone(),
+            organization: None,
             over: self.over.as_ref().map(Hold::chain).unwrap_or_default(),
         }
     }
@@ -368,21 +370,15 @@ impl Audit {
         self.send(Job { group, must: true, attempt: false, reply });
     }
 
-    /// What differs between a reading and the newest state this log recorded, when somebody changed it in between.
-    pub async fn drift(
-        &self,
-        target: &TargetId,
-        reading: &Reading,
-        newest: Option<&Newest>,
-    ) -> Option<Value> {
-        if newest.filter(|newest| !newest.gone).map(|newest| &newest.revision) == reading.revision() {
-            return None;
-        }
-        let reader = self.reader()?;
-        let last = reader.last_state(&target.to_string()).await.ok()??;
-        let now = reading.stored.as_ref().map_or(Value::Null, |stored| stored.state.recorded(&self.0.keys));
-        let differs = diff_recorded(&last, &now);
-        if differs.is_empty() { None } else { Some(differs.into()) }
+    /// Targets held by an unknown outcome, in whichever log of the store, the longest held first; at most `limit`.
+    pub async fn held_targets(&self, limit: usize) -> Result<Vec<(TargetId, EntryRef)>, String> {
+        let reader = self.store_reader().ok_or("the store is not open")?;
+        let held = reader.held(limit).await.map_err(|error| error.to_string())?;
+        let read = |held: store::Held| {
+            let (origin, index) = held.open;
+            Some((TargetId::from_key(&held.key)?, EntryRef { origin, index }))
+        };
+        Ok(held.into_iter().filter_map(read).collect())
     }
 
     /// Records a refusal and returns its id: after the commit when the caller is proven, at once (and perhaps folded) when
@@ -398,9 +394,9 @@ impl Audit {
         // What was seen of the target is noted too, unless it is locked just now.
         let mut notes = refusal.code != Code::BeforeStale;
         loop {
-            let settlement = draft.settlement.take();
             let mut group = Group::default();
-            self.settle_first(&mut group, settlement.as_ref(), &draft);
+            self.drift_first(&mut group, &draft);
+            self.settle_first(&mut group, &draft);
             group.entries.push(entry::attempt(
                 &draft,
                 Some(refusal),
@@ -409,12 +405,18 @@ impl Audit {
                 &shared.keys,
             ));
             if notes {
-                let turn = draft.turn.map(|turn| turn + u64::from(settlement.is_some()));
+                let turn = draft.turn.map(|turn| turn + u64::from(draft.settlement.is_some()));
                 note_revision(&mut group, draft.target.as_ref(), draft.before.as_ref(), turn);
             }
             match self.write(group, shared.settings.commit_wait.0).await {
-                Ok(_) => return Ok(draft.id),
-                Err(NotWritten::Lost) if settlement.is_some() => {}
+                Ok(_) => {
+                    self.seen_first(&draft);
+                    return Ok(draft.id);
+                }
+                // The target moved, or somebody else wrote the same of it: the refusal stands without.
+                Err(NotWritten::Lost) if draft.settlement.is_some() || draft.drift.is_some() => {
+                    (draft.settlement, draft.drift) = (None, None);
+                }
                 Err(NotWritten::Lost) if notes => notes = false,
                 Err(NotWritten::Lost) => return Err(Refusal::audit_unavailable("the target moved")),
                 Err(NotWritten::Unavailable(cause)) => return Err(Refusal::audit_unavailable(cause)),
@@ -450,13 +452,15 @@ impl Audit {
         };
         let key = target.to_string();
         let mut group = Group::default();
-        let turn = turn + u64::from(self.settle_first(&mut group, draft.settlement.as_ref(), &draft));
+        self.drift_first(&mut group, &draft);
+        let turn = turn + u64::from(self.settle_first(&mut group, &draft));
         let over_entry = over.as_ref().map(|over| over.intent.entry.clone());
         group.ops.push(TargetOp::Open { key, turn, over: over_entry });
         group.entries.push(entry::attempt(&draft, None, over.as_ref(), shared.keys.instance(), &shared.keys));
         note_revision(&mut group, Some(&target), draft.before.as_ref(), None);
         let intended = self.intended(&draft);
         let declared = self.commit_intent(group, intended, over.as_ref(), &draft).await?;
+        self.seen_first(&draft);
         let proposed = draft.proposed.flatten().map(|state| state.recorded(&shared.keys));
         Ok(Intent { declared, permit, target, over, proposed })
     }
@@ -560,6 +564,7 @@ impl Audit {
             let (object, target) = (declared.intended.object.as_deref(), declared.intended.target.as_deref());
             let target = target.unwrap_or_default();
             group.entries.extend(entry::settlements(settlement, object, target, now, &shared.keys));
+            self.count_settlement(settlement);
         }
         if let Some(key) = declared.intended.target.clone().filter(|_| declared.intended.seq.is_some()) {
             self.close(&mut group, key.clone(), &declared.entry, outcome, over);
@@ -581,27 +586,54 @@ impl Audit {
     }
 
     /// Puts a settlement before the attempt it came with. `true` when the target's turn moves by it.
-    fn settle_first(&self, group: &mut Group, settlement: Option<&Settlement>, draft: &Draft) -> bool {
-        let (Some(settlement), Some(target), Some(turn)) = (settlement, &draft.target, draft.turn) else {
+    fn settle_first(&self, group: &mut Group, draft: &Draft) -> bool {
+        let (Some(settlement), Some(target), Some(turn)) = (&draft.settlement, &draft.target, draft.turn)
+        else {
             return false;
         };
         self.put_settlement(group, settlement, target, turn, draft.object.as_deref());
         true
     }
 
-    /// Writes a settlement that no change came with; `false` when the target moved meanwhile.
+    /// Counts what was written before an attempt, once it is.
+    fn seen_first(&self, draft: &Draft) {
+        if let Some(settlement) = &draft.settlement {
+            self.count_settlement(settlement);
+        }
+        if let (Some(drift), Some(target)) = (&draft.drift, &draft.target) {
+            self.count_drift(drift, target);
+        }
+    }
+
+    fn count_settlement(&self, settlement: &Settlement) {
+        let labels = SettlementLabels { result: settlement.result.as_str(), by: settlement.by };
+        self.0.metrics.settlements.get_or_create(&labels).inc();
+    }
+
+    /// Writes a settlement that no change came with, and the drift that the same reading shows; `false` when the target
+    /// moved meanwhile.
     pub async fn settle(
         &self,
         settlement: &Settlement,
+        drift: Option<&Drift>,
         target: &TargetId,
         turn: u64,
         object: &Object,
     ) -> Result<bool, String> {
         let mut group = Group::default();
+        if let Some(drift) = drift {
+            self.put_drift(&mut group, drift, target, turn, Some(object), None);
+        }
         self.put_settlement(&mut group, settlement, target, turn, Some(object));
         note_revision(&mut group, Some(target), settlement.after.as_ref(), None);
         match self.write(group, self.0.settings.commit_wait.0).await {
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                self.count_settlement(settlement);
+                if let Some(drift) = drift {
+                    self.count_drift(drift, target);
+                }
+                Ok(true)
+            }
             Err(NotWritten::Lost) => Ok(false),
             Err(NotWritten::Unavailable(cause)) => Err(cause),
         }
@@ -690,6 +722,7 @@ impl Audit {
             fast_late: outcome["handler_ended"] == true,
             before_revision: Revision::of(&payload["before_revision"]),
             proposed: payload.get("proposed").filter(|state| !state.is_null()).cloned(),
+            organization: payload["request"]["organization"].as_str().map(str::to_owned),
             over,
         })
     }

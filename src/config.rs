@@ -34,7 +34,7 @@ use crate::store::{self, Location};
 use crate::units::Span;
 use crate::upstream::client_address::{self};
 use crate::upstream::{self};
-use crate::{audit, log};
+use crate::{audit, log, settle};
 use layers::Layers;
 
 /// The keys that stand in no section.
@@ -161,6 +161,8 @@ pub struct Config {
     pub admin: Admin,
     /// The log of changes.
     pub audit: audit::Settings,
+    /// How held identities are settled by the gateway itself.
+    pub settle: settle::Settings,
     /// How the gateway's own log is written.
     pub log_format: log::Format,
     /// From which level on.
@@ -245,6 +247,7 @@ impl Config {
             client_address: section(&mut layers, "client_address"),
             admin: section(&mut layers, "admin"),
             audit: section(&mut layers, "audit"),
+            settle: section(&mut layers, "settle"),
             log_format: log.format.unwrap_or_else(format_here),
             log_level: log.level,
             limits: section(&mut layers, "limits"),

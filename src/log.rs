@@ -18,7 +18,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Time};
 use crate::id::{ChangeId, TargetId};
 use crate::refusal::{Code, Finding};
 
@@ -132,6 +132,60 @@ pub fn breach(change: &ChangeId, target: &TargetId, violations: &[Finding]) {
         rules,
         "what the upstream made of a change violates {rules}"
     );
+}
+
+/// A state was found changed past the log, some time between `since` and `until`; the fields, never their values.
+pub fn drift(
+    target: &TargetId,
+    fields: &str,
+    since: Option<Time>,
+    until: Time,
+    rolled_back: bool,
+    by: &'static str,
+) {
+    let (target, since, until) = (display(target), since.map(display), display(until));
+    tracing::warn!(
+        event = "drift",
+        target,
+        fields,
+        since,
+        until,
+        rolled_back,
+        by,
+        "a configuration is not as it was last recorded: it was changed past this gateway"
+    );
+}
+
+/// A change whose end was not seen is settled by the gateway's own reading.
+pub fn settled(change: &ChangeId, target: &TargetId, result: &'static str) {
+    let (change, target) = (display(change), display(target));
+    tracing::info!(event = "settled", change, target, result, "a change whose end was not seen: {result}");
+}
+
+/// An identity that a change of unknown end holds could not be read; it is tried again.
+pub fn unreadable(change: &ChangeId, target: &TargetId, why: &str) {
+    let (change, target) = (display(change), display(target));
+    tracing::warn!(
+        event = "settle_unreadable",
+        change,
+        target,
+        why,
+        "a change whose end was not seen cannot be settled yet: {why}"
+    );
+}
+
+/// The gateway's own credential cannot be used.
+pub fn credential_failed(detail: &str) {
+    tracing::error!(
+        event = "credential_failed",
+        detail,
+        "the credential of [settle] cannot be used: {detail}"
+    );
+}
+
+/// It can again.
+pub fn credential_recovered() {
+    tracing::info!(event = "credential_recovered", "the credential of [settle] is accepted again");
 }
 
 /// The audit log cannot be written: governed and watched writes are refused from here on.

@@ -58,6 +58,14 @@ pub struct OutcomeLabels {
     pub outcome: &'static str,
 }
 
+/// Labels of `patchwarden_settlements_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[expect(missing_docs, reason = "the names are the labels")]
+pub struct SettlementLabels {
+    pub result: &'static str,
+    pub by: &'static str,
+}
+
 /// Labels of what is counted by class of traffic: `governed`, `watched`, `passthrough`, `before`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 #[expect(missing_docs, reason = "the names are the labels")]
@@ -84,6 +92,12 @@ pub struct Metrics {
     pub refusals: Family<CodeLabels, Counter>,
     pub outcomes: Family<OutcomeLabels, Counter>,
     pub surprises: Family<FieldLabels, Counter>,
+    pub settlements: Family<SettlementLabels, Counter>,
+    pub drift: Counter,
+    /// Identities held by a change whose end was not seen, in all logs of the store.
+    pub unsettled: Gauge,
+    /// 1 while the settler's own credential cannot be used.
+    pub settle_credential_failed: Gauge,
     pub breaches: Counter,
     pub clients_gone: Counter,
     pub client_identity_dropped: Counter,
@@ -125,6 +139,10 @@ impl Metrics {
             refusals: Family::default(),
             outcomes: Family::default(),
             surprises: Family::default(),
+            settlements: Family::default(),
+            drift: Counter::default(),
+            unsettled: Gauge::default(),
+            settle_credential_failed: Gauge::default(),
             breaches: Counter::default(),
             clients_gone: Counter::default(),
             client_identity_dropped: Counter::default(),
@@ -153,6 +171,22 @@ impl Metrics {
         registry.register("refusals", "Refusals by code", m.refusals.clone());
         registry.register("outcomes", "What the upstream did with forwarded writes", m.outcomes.clone());
         registry.register("surprises", "Fields whose value was not the proposed one", m.surprises.clone());
+        registry.register(
+            "settlements",
+            "Unknown outcomes that were settled, by result and by who looked",
+            m.settlements.clone(),
+        );
+        registry.register("drift", "States found changed past the log", m.drift.clone());
+        registry.register(
+            "unsettled",
+            "Identities held by a change whose end was not seen",
+            m.unsettled.clone(),
+        );
+        registry.register(
+            "settle_credential_failed",
+            "1 while the gateway's own credential for settling cannot be used",
+            m.settle_credential_failed.clone(),
+        );
         registry.register(
             "breaches",
             "Changes whose result violates what the proposal did not",

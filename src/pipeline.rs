@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::audit::{
-    Audit, Declined, Draft, Hold, Intent, Outcome, OutcomeResult, Recorded, Seen, Settled, TargetNow,
+    Audit, Declined, Draft, Hold, Intent, Look, Outcome, OutcomeResult, Recorded, Seen, Settled, TargetNow,
 };
 use crate::before::{self, Freshness, Reading};
 use crate::body::{self, Unread};
@@ -417,19 +417,15 @@ impl Gateway {
         }
         let patience = Instant::now() + STALE_PATIENCE;
         draft.warnings.clear();
-        draft.drift = None;
-        loop {
-            let known = now.newest.as_ref();
-            let (revision, gone) =
-                (known.map(|known| &known.revision), known.is_some_and(|known| known.gone));
+        (draft.settlement, draft.drift) = (None, None);
+        let rolled_back = loop {
+            let (revision, gone) = now.known();
+            let is_removed = settle::is_removed(now.hold.as_ref(), &admitted.reading);
             match self.memory.watch.judge(&target, &admitted.reading, revision, gone) {
-                Freshness::Fresh => break,
-                Freshness::RolledBack => {
+                Freshness::Fresh => break false,
+                Freshness::RolledBack if !is_removed => {
                     draft.warnings.push(rolled_back());
-                    draft.drift = Some(serde_json::json!({
-                        "kind": "rolled_back", "known": revision, "read": admitted.reading.revision()
-                    }));
-                    break;
+                    break true;
                 }
                 Freshness::Stale if Instant::now() < patience => {
                     tokio::time::sleep(STALE_PAUSE).await;
@@ -438,26 +434,29 @@ impl Gateway {
                     admitted.reading = before::fetch(&source).await?;
                     admitted.turn = now.turn;
                 }
-                Freshness::Stale => {
+                Freshness::Stale | Freshness::RolledBack if is_removed => break false,
+                Freshness::Stale | Freshness::RolledBack => {
                     let detail = "The upstream answered with a state older than the last one recorded here (a lagging replica?), so nothing can be judged; try again";
                     return Err(Refusal::new(Code::BeforeStale, detail).retry_after(5));
                 }
             }
-        }
-        draft.settlement = None;
+        };
         draft.turn = Some(admitted.turn);
-        let differs = self.audit.drift(&target, &admitted.reading, now.newest.as_ref()).await;
-        match (&mut draft.drift, differs) {
-            (Some(rolled_back), Some(differs)) => rolled_back["diff"] = differs,
-            (None, Some(differs)) => draft.drift = Some(differs),
-            (_, None) => {}
+        let over = match &now.hold {
+            None => None,
+            // What it changed is not known to be anybody else's.
+            Some(hold) if hold.abandoned => return Err(self.unsettled(hold)),
+            Some(hold) if !hold.unknown => return Err(busy()),
+            Some(hold) => self.hold_over(draft, admitted, hold, operation.write)?,
+        };
+        let is_own = draft.settlement.as_ref().is_some_and(|found| found.result == Settled::Applied);
+        if !is_own {
+            let (object, newest) = (&*operation.object, now.newest.as_ref());
+            let (reading, by) = (&admitted.reading, "next_before");
+            let look = Look { target: &target, object, reading, newest, rolled_back, by };
+            draft.drift = self.audit.drift(&look).await?;
         }
-        match &now.hold {
-            None => Ok(None),
-            Some(hold) if hold.abandoned => Err(self.unsettled(hold)),
-            Some(hold) if !hold.unknown => Err(busy()),
-            Some(hold) => self.hold_over(draft, admitted, hold, operation.write),
-        }
+        Ok(over)
     }
 
     /// In this process the queue lets one change of a target through; another gateway's is waited for here.
@@ -812,8 +811,15 @@ impl Carry {
             at_most: gateway.limits.answer.bytes(),
             clock: &gateway.clock,
         };
+        let now = gateway.audit.look(intent.target()).await.ok()?;
         let reading = before::fetch(&source).await.ok()?;
         let hold = intent.as_hold(outcome, &Seen::of(self.before.as_ref()));
+        let (newest, gone) = now.known();
+        let fresh = before::Watch::default().judge(intent.target(), &reading, newest, gone);
+        // A reader that lags may show an earlier row in the very state that was asked for.
+        if fresh != Freshness::Fresh && !settle::is_removed(Some(&hold), &reading) {
+            return None;
+        }
         let settlement =
             settle::judge(&hold, &reading, gateway.late_write_limit, "read_after", &gateway.keys)?;
         (settlement.result == Settled::Applied).then_some(settlement)

@@ -322,7 +322,7 @@ pub struct Standing {
 pub struct ChangeRow {
     /// Row of the attempt.
     pub row: i64,
-    /// `attempt` or `fold`.
+    /// `attempt`, `fold` or `drift`.
     pub kind: String,
     /// Log of the attempt.
     pub origin: String,
@@ -362,6 +362,38 @@ pub struct ChangeRow {
     pub settlement_row: Option<i64>,
 }
 
+/// Which rows of the projection stand in a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kinds {
+    /// Attempts.
+    #[default]
+    Changes,
+    /// What was changed past the log.
+    Drift,
+    /// Both.
+    Both,
+}
+
+impl Kinds {
+    /// As a condition.
+    const fn condition(self) -> &'static str {
+        match self {
+            Self::Changes => "kind = 'attempt'",
+            Self::Drift => "kind = 'drift'",
+            Self::Both => "kind IN ('attempt', 'drift')",
+        }
+    }
+}
+
+/// A target that is held by an unknown outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// `identity/<uuid>`
+    pub key: String,
+    /// Log and number of the intent that holds it.
+    pub open: (String, u64),
+}
+
 /// What an outcome or a settlement changes in the projection.
 #[derive(Clone, Debug, Default)]
 pub struct ChangeUpdate {
@@ -380,6 +412,8 @@ pub struct ChangeUpdate {
 /// Which part of the projection, and from where on.
 #[derive(Clone, Debug, Default)]
 pub struct ChangeQuery {
+    /// Which kinds of rows.
+    pub kinds: Kinds,
     /// `identity/<uuid>`
     pub target: Option<String>,
     /// Not before, in microseconds.

@@ -1,6 +1,7 @@
-//! Durations and sizes as configuration and policies write them.
+//! Durations, sizes and secrets as configuration and policies write them.
 //!
-//! `500ms 30s 12h 3d` and `64KiB`: one unit each, no fractions, nothing implied. Errors say what would pass.
+//! `500ms 30s 12h 3d` and `64KiB`: one unit each, no fractions, nothing implied. Errors say what would pass. A secret is
+//! text that nothing prints.
 
 use std::fmt;
 use std::time::Duration;
@@ -68,6 +69,35 @@ impl fmt::Display for Size {
             .find(|(_, size)| self.0 > 0 && self.0.is_multiple_of(*size))
             .unwrap_or(("B", 1));
         write!(f, "{}{unit}", self.0 / size)
+    }
+}
+
+/// A text that is shown nowhere.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps it.
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// It, for the one place that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // What is no text may be the secret all the same, so the error does not say what it is.
+        String::deserialize(deserializer).map(Self).map_err(|_| de::Error::custom("is not a text"))
     }
 }
 

@@ -7,10 +7,12 @@
 use crate::audit::query::Filter;
 use crate::clock::Time;
 use crate::id::ChangeId;
+use crate::store::Kinds;
 use crate::units::Span;
 
 /// Every name, in the order `history --help` lists them.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
+    "kind",
     "target",
     "operation",
     "decision",
@@ -27,6 +29,7 @@ const NAMES: [&str; 15] = [
     "limit",
     "cursor",
 ];
+const KINDS: [&str; 3] = ["change", "drift", "all"];
 const DECISIONS: [&str; 3] = ["allow", "deny", "refuse"];
 const OUTCOMES: [&str; 6] = ["pending", "applied", "rejected", "not_sent", "unknown", "none"];
 /// Longest id, pointer or cursor, in characters.
@@ -82,6 +85,13 @@ impl Listing {
 
 fn filter(filter: &mut Filter, name: &str, value: &str, now: Time) -> Result<(), String> {
     match name {
+        "kind" => {
+            filter.kinds = match choice(name, value, &KINDS)?.as_str() {
+                "drift" => Kinds::Drift,
+                "all" => Kinds::Both,
+                _ => Kinds::Changes,
+            }
+        }
         "target" => filter.target = Some(target(value)?),
         "operation" => filter.operation = Some(word(name, value, "an operation like `jwt-auth.update`")?),
         "decision" => filter.decision = Some(choice(name, value, &DECISIONS)?),
@@ -217,6 +227,7 @@ mod tests {
     fn every_name_is_read() {
         let id = "0B9C3A52-7D3F-4F7E-9A43-0C8F3F1D2E4A";
         let read = parse(&[
+            ("kind", "all"),
             ("target", id),
             ("operation", "jwt-auth.update"),
             ("decision", "deny"),
@@ -237,7 +248,7 @@ mod tests {
         assert_eq!(read.filter.target.as_deref(), Some(id.to_lowercase().as_str()));
         assert_eq!(read.filter.since, Some(Time(NOW.0 - 7_200_000_000)));
         assert_eq!(read.filter.until, Time::parse("2026-11-23T06:20:01Z"));
-        assert!(read.filter.warned && read.filter.unsettled);
+        assert!(read.filter.warned && read.filter.unsettled && read.filter.kinds == Kinds::Both);
         assert_eq!((read.limit, read.cursor.as_deref()), (7, Some(CURSOR)));
         assert_eq!(parse(&[]).unwrap().limit, 50);
     }
@@ -246,7 +257,8 @@ mod tests {
     fn what_can_match_nothing_is_an_error_that_says_what_would_pass() {
         let long = "x".repeat(201);
         for (name, value, says) in [
-            ("targets", "x", "there are `target`, `operation`"),
+            ("targets", "x", "there are `kind`, `target`, `operation`"),
+            ("kind", "fold", "`change`, `drift`, `all`"),
             ("target", "x", "a UUID like"),
             ("decision", "denied", "`allow`, `deny`, `refuse`"),
             ("outcome", "failed", "`not_sent`"),

@@ -14,7 +14,7 @@ use crate::keys::Keys;
 use crate::operation::{Object, diff_recorded, summary};
 use crate::refusal::Refusal;
 
-use super::{Declaration, Draft, Hold, Outcome, Seen, Settlement};
+use super::{Declaration, Draft, Drift, Hold, Outcome, Seen, Settlement};
 
 /// An entry that waits to be written.
 #[derive(Clone, Debug)]
@@ -181,7 +181,7 @@ fn attempt_payload(
             "violations": refusal.map_or(json!([]), findings),
             "warnings": if proven { json!(draft.warnings) } else { json!([]) },
             "would": draft.would,
-            "drift": draft.drift.as_ref().filter(|_| proven),
+            "drift": draft.drift.as_ref().filter(|_| proven).map(Drift::shown),
             "over": over.map(|hold| hold.chain().into_iter().map(|intent| intent.entry).collect::<Vec<_>>()),
             "summary": line,
         }),
@@ -269,12 +269,54 @@ pub(super) fn settlements(
         ),
     };
     let others = match settlement.result {
-        super::Settled::NotApplied => super::Settled::NotApplied,
-        _ => super::Settled::Superseded,
+        super::Settled::Applied | super::Settled::Superseded => super::Settled::Superseded,
+        result @ (super::Settled::NotApplied | super::Settled::Undecidable) => result,
     };
     std::iter::once(one(&settlement.of, settlement.result))
         .chain(settlement.also.iter().map(|of| one(of, others)))
         .collect()
+}
+
+/// What was changed past the log. Its id is its own: no request had a part in it.
+pub(super) fn drift(
+    id: ChangeId,
+    drift: &Drift,
+    object: Option<&Object>,
+    target: &str,
+    seen_by: Option<ChangeId>,
+    instance: &str,
+    now: Time,
+) -> Unsealed {
+    Unsealed {
+        kind: "drift",
+        change: Some(id),
+        of: None,
+        operation: None,
+        target: Some(target.to_owned()),
+        seq: None,
+        result: None,
+        code: None,
+        status: None,
+        policy: None,
+        payload: compact(
+            json!({
+                "v": 1,
+                "object": object.map(named),
+                "gateway": instance,
+                "at": now,
+                "since": drift.since,
+                "until": drift.until,
+                "known": drift.known.as_ref().map(|known| json!({"revision": known.revision, "gone": known.gone})),
+                "read": drift.read,
+                "rolled_back": drift.rolled_back,
+                "diff": drift.differs,
+                "by": drift.by,
+                "seen_by": seen_by.map(|change| change.to_string()),
+                "summary": drift.summary,
+            }),
+            [("after", Some(drift.state.clone()))],
+        ),
+    }
 }
 
 /// Where a request came from. A certificate stands there only where clients must show one.

@@ -14,7 +14,7 @@ use super::proofs::Log;
 use crate::bundle::{Recorded, Said};
 use crate::clock::Time;
 use crate::json;
-use crate::store::{self, ChangeQuery, ChangeRow, ChangeUpdate, Location, LogKey, StoredEntry};
+use crate::store::{self, ChangeQuery, ChangeRow, ChangeUpdate, Kinds, Location, LogKey, StoredEntry};
 
 /// Version of what [`project`] writes; a store with another one is rebuilt at start.
 pub(super) const PROJECTION_VERSION: i64 = 2;
@@ -50,8 +50,9 @@ pub(super) enum Projected {
 pub(super) fn project(facts: &Facts<'_>, payload: &Value) -> Option<Projected> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     match (facts.kind, facts.of) {
-        ("attempt" | "fold", _) => {
-            let decision = facts.result.unwrap_or("refuse").to_owned();
+        ("attempt" | "fold" | "drift", _) => {
+            let otherwise = if facts.kind == "drift" { "none" } else { "refuse" };
+            let decision = facts.result.unwrap_or(otherwise).to_owned();
             let is_intent = facts.kind == "attempt" && decision == "allow";
             let row = ChangeRow {
                 row: facts.row,
@@ -176,8 +177,17 @@ pub struct Filter {
     pub changed: Option<String>,
     pub contains: Option<String>,
     pub unsettled: bool,
-    /// Not the watched writes.
-    pub governed: bool,
+    /// Changes, what was changed past the log, or both.
+    pub kinds: Kinds,
+}
+
+/// The last state on record of a target.
+#[derive(Clone, Debug)]
+pub struct LastKnown {
+    /// It, in recorded form; `null` when it was removed.
+    pub state: Value,
+    /// When it was last known to be there.
+    pub since: Time,
 }
 
 /// Some changes, and where to go on.
@@ -321,6 +331,7 @@ impl Reader {
     ) -> Result<(Vec<ChangeRow>, Option<String>), String> {
         let after = cursor.map(|cursor| place(cursor).ok_or("the cursor is none of ours")).transpose()?;
         let mut query = ChangeQuery {
+            kinds: filter.kinds,
             target: filter
                 .target
                 .as_ref()
@@ -376,14 +387,37 @@ impl Reader {
 
     /// The newest state this log recorded of a target, `null` when it was removed; `None` when it recorded none.
     pub async fn last_state(&self, target: &str) -> Result<Option<Value>, String> {
-        let filter = Filter {
+        Ok(self.last_known(target).await?.map(|last| last.state))
+    }
+
+    /// The same, with the time of the last reading on record that found it unchanged.
+    pub async fn last_known(&self, target: &str) -> Result<Option<LastKnown>, String> {
+        let mut query = ChangeQuery {
+            kinds: Kinds::Both,
             target: Some(target.to_owned()),
-            outcome: Some("applied".to_owned()),
-            governed: true,
-            ..Filter::default()
+            lean: true,
+            ..ChangeQuery::default()
         };
-        let page = self.page(&filter, None, 1).await?;
-        Ok(page.changes.first().map(|change| change["after"].clone()))
+        let mut read: Option<ChangeRow> = None;
+        for _ in 0..MAX_CANDIDATES / STEP {
+            let (rows, more) = self.0.changes(&query, STEP).await.map_err(|error| error.to_string())?;
+            read = read.or_else(|| rows.iter().find(|row| was_read(row)).cloned());
+            // Rows of one target are committed one after the other, whatever the clocks of their gateways say.
+            let stated = rows.into_iter().filter(holds_state).max_by_key(committed);
+            if let Some(stated) = stated {
+                let read = read.unwrap_or_else(|| stated.clone());
+                let found = self.assemble(&[stated, read.clone()]).await?;
+                if found.first().is_none_or(|change| change["pruned"] == true) {
+                    return Ok(None);
+                }
+                let state = found.first().map_or(Value::Null, |change| change["after"].clone());
+                let since = found.last().map_or(Time(read.at), |change| seen_at(change, read.at));
+                return Ok(Some(LastKnown { state, since }));
+            }
+            let Some(place) = more else { break };
+            query.after = Some(place);
+        }
+        Ok(None)
     }
 
     async fn assemble(&self, rows: &[ChangeRow]) -> Result<Vec<Value>, String> {
@@ -458,8 +492,41 @@ fn fits(filter: &Filter, row: &ChangeRow) -> bool {
         && holds(&filter.changed, &row.pointers)
         && (!filter.warned || row.warned)
         && (!filter.unsettled || (row.outcome == "unknown" && row.settled.is_none() && row.seq.is_some()))
-        && (!filter.governed || row.seq.is_some())
         && filter.contains.as_deref().is_none_or(|text| row.search.contains(&text.to_ascii_lowercase()))
+}
+
+/// Whether a row has the state that was there after it.
+fn holds_state(row: &ChangeRow) -> bool {
+    let applied = row.outcome == "applied" || row.settled.as_deref() == Some("applied");
+    row.kind == "drift" || (applied && row.seq.is_some())
+}
+
+/// Whether the state was read for it.
+fn was_read(row: &ChangeRow) -> bool {
+    row.kind == "drift" || row.decision == "deny" || (row.decision == "allow" && row.seq.is_some())
+}
+
+/// Its last entry.
+fn committed(row: &ChangeRow) -> i64 {
+    row.row.max(row.outcome_row.unwrap_or(0)).max(row.settlement_row.unwrap_or(0))
+}
+
+/// A moment at which the state of a change, or of a reading, was surely there. What was applied was not before its intent,
+/// `committed_at`; what was only read was read after it came in.
+fn seen_at(change: &Value, committed_at: i64) -> Time {
+    let time = |pointer: &str| change.pointer(pointer).and_then(Value::as_str).and_then(Time::parse);
+    let seen = match (change["kind"] == "drift", change["outcome"] == "applied") {
+        (true, _) => time("/window/until"),
+        (false, true) => None,
+        (false, false) => {
+            let settled = change["settlement"]["result"] == "applied";
+            settled
+                .then(|| time("/settlement/evidence/read_began"))
+                .flatten()
+                .or_else(|| time("/received_at"))
+        }
+    };
+    seen.unwrap_or(Time(committed_at))
 }
 
 fn place(cursor: &str) -> Option<(i64, String)> {
@@ -480,6 +547,9 @@ fn change(row: &ChangeRow, attempt: &Read, outcome: Option<&Read>, settlement: O
         fold["decision"] = json!("refuse");
         fold["log"] = json!({"attempt": attempt.place()});
         return fold;
+    }
+    if row.kind == "drift" {
+        return drift(row, attempt);
     }
     let (said, seen) = (&attempt.payload, outcome.map(|outcome| &outcome.payload));
     let settled = settlement.map(|settlement| &settlement.payload);
@@ -539,6 +609,32 @@ fn change(row: &ChangeRow, attempt: &Read, outcome: Option<&Read>, settlement: O
         shown.insert("pruned".to_owned(), json!(true));
     }
     Value::Object(shown)
+}
+
+/// What was changed past the log, in the form of a change as far as it has the same members.
+fn drift(row: &ChangeRow, entry: &Read) -> Value {
+    let said = &entry.payload;
+    let target = row.target.as_deref().and_then(|target| target.split_once('/'));
+    let mut shown = json!({
+        "id": row.id,
+        "kind": "drift",
+        "received_at": said["until"],
+        "gateway": said["gateway"],
+        "target": target.map(|(kind, id)| json!({"kind": kind, "id": id})),
+        "window": {"since": said["since"], "until": said["until"]},
+        "diff": list(&said["diff"]),
+        "after": said["after"],
+        "rolled_back": said["rolled_back"],
+        "revision": {"known": said["known"], "read": said["read"]},
+        "by": said["by"],
+        "seen_by": said["seen_by"],
+        "summary": said["summary"],
+        "log": {"attempt": entry.place()},
+    });
+    if entry.pruned {
+        shown["pruned"] = json!(true);
+    }
+    shown
 }
 
 fn list(value: &Value) -> Value {

@@ -15,6 +15,8 @@ use crate::operation::{Edit, Object, Revision, State, Stored, Unknown};
 use crate::refusal::{Code, Finding};
 use crate::upstream::client_address::Certificate;
 
+use super::drift::Drift;
+
 /// A state as seen, with its revision; absent is a state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
@@ -70,7 +72,7 @@ pub struct Draft {
     pub violations: Vec<Finding>,
     pub warnings: Vec<Finding>,
     pub settlement: Option<Settlement>,
-    pub drift: Option<Value>,
+    pub drift: Option<Drift>,
 }
 
 /// What became of an unknown end.
@@ -120,7 +122,7 @@ pub struct Settlement {
     pub result: Settled,
     /// By what.
     pub evidence: Value,
-    /// Who looked: `next_before`, `read_after`, `removal`.
+    /// Who looked: `next_before`, `read_after`, `settler`, `scan`, `removal`.
     pub by: &'static str,
     /// The state that was seen.
     pub after: Option<Seen>,
@@ -221,6 +223,14 @@ pub struct TargetNow {
     pub hold: Option<Hold>,
 }
 
+impl TargetNow {
+    /// The newest revision known, and whether it has been removed since.
+    pub fn known(&self) -> (Option<&Revision>, bool) {
+        let newest = self.newest.as_ref();
+        (newest.map(|newest| &newest.revision), newest.is_some_and(|newest| newest.gone))
+    }
+}
+
 /// An intent that holds its target.
 #[derive(Clone, Debug)]
 pub struct Hold {
@@ -240,6 +250,8 @@ pub struct Hold {
     pub before_revision: Option<Revision>,
     /// Recorded form of what it proposed; `None` for absent.
     pub proposed: Option<Value>,
+    /// The sub-organisation it was sent to.
+    pub organization: Option<String>,
     /// The held intents it went over, if it is a removal.
     pub over: Vec<Declaration>,
 }

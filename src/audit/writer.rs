@@ -64,7 +64,8 @@ impl TargetOp {
             Self::Open { key, .. }
             | Self::Free { key, .. }
             | Self::Hold { key, .. }
-            | Self::Revision { key, .. } => Some(key),
+            | Self::Revision { key, .. }
+            | Self::Drifted { key, .. } => Some(key),
             Self::NewKey(_)
             | Self::KeepBundle { .. }
             | Self::CreateToken(_)
@@ -106,6 +107,12 @@ pub(super) enum TargetOp {
         key: String,
         revision: Option<String>,
         turn: Option<u64>,
+    },
+    /// The same of what was changed past the log; lost when it is noted already.
+    Drifted {
+        key: String,
+        revision: Option<String>,
+        turn: u64,
     },
     /// A key the log is signed with from this group's last entry on.
     NewKey(String),

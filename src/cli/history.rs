@@ -38,6 +38,9 @@ enum Format {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Filters")]
 pub(super) struct Args {
+    /// change, drift (what was changed past the log), or all
+    #[arg(long)]
+    kind: Option<String>,
     /// Only changes of this identity
     #[arg(long, value_name = "ID")]
     target: Option<String>,
@@ -97,6 +100,7 @@ impl Args {
         let switch = |on: bool| on.then(|| "true".to_owned());
         let given = [
             ("target", self.target.clone()),
+            ("kind", self.kind.clone()),
             ("operation", self.operation.clone()),
             ("decision", self.decision.clone()),
             ("outcome", self.outcome.clone()),

@@ -5,6 +5,7 @@
 //! patience. Where a store is at hand, what is not as recorded is told too. Ends with 1 when something violates.
 
 mod report;
+mod settling;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use super::{UNABLE, WRONG, identity};
 use crate::app::{self, Failure};
 use crate::audit::Audit;
 use crate::audit::query::Reader;
-use crate::before::{self, Freshness, Reading, Source, Watch};
+use crate::before::{self, Source};
 use crate::bundle::{Bundle, Standing, standing};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -33,7 +34,6 @@ use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::operation::{Object, Stored, diff_recorded};
 use crate::refusal::Code;
-use crate::settle;
 use crate::upstream::Upstream;
 
 /// Identities in one page of the list.
@@ -53,7 +53,8 @@ pub(super) struct Args {
     /// How to print it
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
-    /// Also settle changes whose end was not seen, where what is read proves it; for a store that no gateway writes now
+    /// Also settle changes whose end was not seen, where what is read proves it, and record drift; for a store that no
+    /// gateway writes now
     #[arg(long)]
     settle: bool,
 }
@@ -101,7 +102,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let object = bundle.operations().values().next().map(|operation| operation.object.clone());
     let object = object.ok_or_else(|| unable("the bundle governs nothing"))?;
 
-    let identities = scan.identities().await?;
+    let mut identities = scan.identities().await?;
     // From here on nothing ends before the log is closed again.
     scan.audit = match (args.settle, &scan.record) {
         (false, _) => None,
@@ -110,6 +111,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
             return Err(unable(format!("--settle: there is no store to settle in at {}", config.store)));
         }
     };
+    scan.add_held(&mut identities).await;
     let total = identities.len();
     let mut found = Vec::new();
     let mut unread = Vec::new();
@@ -242,18 +244,31 @@ impl Scan<'_> {
         for _ in 0..MAX_TRIES {
             match before::fetch(&source).await {
                 Ok(reading) => {
-                    let settled = self.settle(&target, object, &reading).await;
-                    let drift = self.drift(&target, reading.stored.as_ref()).await;
+                    let written = self.settle(&target, object, &reading).await;
+                    let drift = match written.drift {
+                        Some(drift) => drift,
+                        None => self.drift(&target, reading.stored.as_ref()).await,
+                    };
                     let judged = reading
                         .stored
                         .map(|stored| standing(self.bundle, &target, &stored.state, &Keys::ephemeral()));
                     let (violations, fix) = judged.unzip();
-                    return Ok(Found { identity, violations, fix: fix.flatten(), drift, settled });
+                    return Ok(Found {
+                        identity,
+                        violations,
+                        fix: fix.flatten(),
+                        drift,
+                        settled: written.settled,
+                    });
                 }
                 Err(refusal) if refusal.code == Code::BeforeRefused(429) => {
                     patience(refusal.retry_after).await;
                 }
-                Err(refusal) => return Err(format!("{}: {}", identity.id, refusal.detail)),
+                Err(refusal) => {
+                    let why = format!("{}: {}", identity.id, refusal.detail);
+                    let given_up = self.give_up(&target, object, refusal.code.as_str()).await;
+                    return Err(given_up.map_or(why.clone(), |given_up| format!("{why}; {given_up}")));
+                }
             }
         }
         Err(format!("{}: the upstream goes on asking for patience", identity.id))
@@ -266,41 +281,6 @@ impl Scan<'_> {
         let Some((reader, keys)) = &self.record else { return Vec::new() };
         let Ok(Some(last)) = reader.last_state(&target.to_string()).await else { return Vec::new() };
         diff_recorded(&last, &stored.map_or(Value::Null, |stored| stored.state.recorded(keys)))
-    }
-}
-
-impl Scan<'_> {
-    /// Gives a change of which nobody saw the end the settlement that the reading proves, and says what came of it.
-    async fn settle(
-        &self,
-        target: &TargetId,
-        object: &Object,
-        reading: &Reading,
-    ) -> Option<(ChangeId, String)> {
-        let (audit, (_, keys)) = (self.audit.as_ref()?, self.record.as_ref()?);
-        let now = match audit.look(target).await {
-            Ok(now) => now,
-            Err(refusal) => {
-                complain(&format!("{}: {}", target.id(), refusal.detail));
-                return None;
-            }
-        };
-        let hold = now.hold.filter(|hold| hold.unknown)?;
-        let (newest, gone) = (now.newest.as_ref().map(|newest| &newest.revision), now.newest.as_ref());
-        let gone = gone.is_some_and(|newest| newest.gone);
-        let fresh = Watch::default().judge(target, reading, newest, gone) == Freshness::Fresh;
-        let limit = self.config.upstream.late_write_limit.0;
-        let proved = settle::judge(&hold, reading, limit, "scan", keys).filter(|_| fresh);
-        let said = match proved {
-            None if fresh => "not yet: it may still land".to_owned(),
-            None => "not now: what was read is older than what is on record".to_owned(),
-            Some(proved) => match audit.settle(&proved, target, now.turn, object).await {
-                Ok(true) => proved.result.as_str().to_owned(),
-                Ok(false) => "not now: the identity moved meanwhile".to_owned(),
-                Err(cause) => format!("not now: {cause}"),
-            },
-        };
-        Some((hold.intent.change, said))
     }
 }
 

@@ -40,9 +40,21 @@ impl Config {
         if self.audit.lease.0 < SHORTEST_LEASE {
             layers.wrong("audit.lease", "is less than 1s; a gateway would be taken for gone while it works");
         }
-        for (key, span) in [("policies.reload", self.policies_reload), ("tls.reload", self.tls.reload)] {
+        for (key, span) in [
+            ("policies.reload", self.policies_reload),
+            ("tls.reload", self.tls.reload),
+            ("settle.every", self.settle.every),
+        ] {
             if span.0.is_zero() {
                 layers.wrong(key, "is zero; write how often to look, like `10s`");
+            }
+        }
+        for (key, span) in [
+            ("settle.back_off", self.settle.back_off),
+            ("settle.undecidable_after", self.settle.undecidable_after),
+        ] {
+            if span.0.is_zero() {
+                layers.wrong(key, "is zero; a reading that fails once says nothing yet");
             }
         }
         if self.upstream.late_write_limit.0.is_zero() {
@@ -94,6 +106,7 @@ impl Config {
                 wrong_at(layers, &key, &text);
             }
         }
+        self.check_credential(layers);
         if let Some(path) = &self.admin.token_file
             && let Err(error) = access::check_token_file(path)
         {
@@ -110,6 +123,28 @@ impl Config {
                     file.display()
                 ),
             );
+        }
+    }
+}
+
+impl Config {
+    /// Id and secret go together, and there is one secret. A file that is not there yet is waited for.
+    fn check_credential(&self, layers: &mut Layers) {
+        let settle = &self.settle;
+        match (&settle.client_id, &settle.client_secret, &settle.client_secret_file) {
+            (Some(_), None, None) => layers.wrong(
+                "settle.client_id",
+                "has no secret; set settle.client_secret_file or PATCHWARDEN_SETTLE_CLIENT_SECRET",
+            ),
+            (None, Some(_), _) => layers.wrong("settle.client_secret", "belongs to no settle.client_id"),
+            (None, None, Some(_)) => {
+                layers.wrong("settle.client_secret_file", "belongs to no settle.client_id");
+            }
+            (Some(_), Some(_), Some(_)) => layers.wrong(
+                "settle.client_secret_file",
+                "is a second secret beside settle.client_secret; set one of them",
+            ),
+            (None, None, None) | (Some(_), Some(_), None) | (Some(_), None, Some(_)) => {}
         }
     }
 }

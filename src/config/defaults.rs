@@ -55,6 +55,9 @@ pub(super) const SHORT_VARIABLES: [(&str, &str); 3] = [
     ("PATCHWARDEN_POLICIES", "policies.dir"),
 ];
 
+/// Settings whose value is printed nowhere.
+pub(super) const SECRETS: [&str; 1] = ["settle.client_secret"];
+
 const TEXT: Kind = Kind::Text;
 
 /// Key, kind, TOML of the default (after `?`: an example), meaning.
@@ -95,6 +98,12 @@ const OWN: &[(&str, Kind, &str, &str)] = &[
     ("audit.wal_soft", TEXT, "\"64MiB\"", "write-ahead log size from which it is folded in with more effort"),
     ("audit.wal_hard", TEXT, "\"512MiB\"", "write-ahead log size from which no change is let through"),
     ("audit.reserve", TEXT, "\"256MiB\"", "disk space to be kept for outcomes; read, not enforced yet"),
+    ("settle.client_id", TEXT, "?\"2f1d3b6c-5a0e-4a7b-9a43-0c8f3f1d2e4b\"", "universal auth of a machine identity that may read identities; without it the gateway settles only by others' reads"),
+    ("settle.client_secret", TEXT, "?\"…\"", "its secret; better from the variable, or from a file"),
+    ("settle.client_secret_file", TEXT, "?\"/run/secrets/settle-client-secret\"", "a file that holds it instead; read anew for every login"),
+    ("settle.every", TEXT, "\"10s\"", "how often identities held by an unknown outcome are looked for"),
+    ("settle.back_off", TEXT, "\"5m\"", "longest wait between two tries of what cannot be read"),
+    ("settle.undecidable_after", TEXT, "\"7d\"", "without a reading for so long nobody will know what became of a change"),
     ("log.format", TEXT, "?\"json\"", "pretty | json; default: pretty on a terminal, else json"),
     ("log.level", TEXT, "\"info\"", "off | error | warn | info | debug | trace"),
 ];

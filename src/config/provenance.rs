@@ -1,11 +1,11 @@
 //! Where each value in force came from.
 //!
-//! Comes in: the layers. Goes out: one line a setting, given or not, for `patchwarden config`. No password in a URL is
-//! repeated.
+//! Comes in: the layers. Goes out: one line a setting, given or not, for `patchwarden config`. No password in a URL and no
+//! secret is repeated.
 
 use std::path::Path;
 
-use super::defaults::settings;
+use super::defaults::{SECRETS, settings};
 use super::layers::{Layers, Origin};
 
 /// One value in force.
@@ -30,7 +30,7 @@ pub(super) fn of(layers: &Layers) -> Vec<Provenance> {
         .map(|setting| {
             let origin = layers.origins.get(&setting.key).cloned().unwrap_or(Origin::Default);
             let value = given(&setting.key)
-                .map(|value| without_password(&value.to_string()))
+                .map(|value| shown(&setting.key, &value.to_string()))
                 .or_else(|| setting.has_default.then(|| setting.shown.clone()));
             Provenance { key: setting.key, value, origin }
         })
@@ -42,6 +42,10 @@ pub(super) fn of(layers: &Layers) -> Vec<Provenance> {
         origin: Origin::File(file.to_owned()),
     }));
     list
+}
+
+fn shown(key: &str, value: &str) -> String {
+    if SECRETS.contains(&key) { "\"…\"".to_owned() } else { without_password(value) }
 }
 
 /// `scheme://user:password@host` without what stands before the `@`.

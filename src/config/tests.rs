@@ -212,6 +212,40 @@ fn the_printed_defaults_are_the_defaults() {
 }
 
 #[test]
+fn a_credential_is_an_id_and_one_secret_that_nothing_prints() {
+    let wrong = |text: &str, variables: &[(&str, &str)]| {
+        let mut given = Given::file(&format!("upstream.url = \"http://a:1\"\n[settle]\n{text}"));
+        for (name, value) in variables {
+            given = given.variable(name, value);
+        }
+        let loaded = Config::lay(Layers::read(&given.flags, given.variables.clone()), true);
+        let problems = loaded.err().map(|errors| errors.to_string()).unwrap_or_default();
+        assert!(!problems.contains("hunter2"), "{problems}");
+        problems
+    };
+    let secret = [("PATCHWARDEN_SETTLE_CLIENT_SECRET", "hunter2")];
+    assert!(wrong("client_id = \"a\"", &[]).contains("settle.client_id: has no secret"));
+    assert!(wrong("", &secret).contains("settle.client_secret: belongs to no"));
+    assert!(wrong("client_secret_file = \"a\"", &[]).contains("settle.client_secret_file: belongs to no"));
+    let both = "client_id = \"a\"\nclient_secret_file = \"b\"";
+    assert!(wrong(both, &secret).contains("settle.client_secret_file: is a second secret"));
+    assert!(wrong("client_id = \"a\"\nclient_secret = [\"hunter2\"]", &[]).contains("is not a text"));
+    assert!(wrong("client_id = \"a\"\nclient_secret = 12345", &[]).contains("is not a text"));
+    assert!(!wrong("client_id = \"a\"\nclient_secret = 12345", &[]).contains("12345"));
+    for key in ["every", "back_off", "undecidable_after"] {
+        assert!(wrong(&format!("{key} = \"0s\""), &[]).contains(&format!("settle.{key}: is zero")));
+    }
+    assert_eq!(wrong("client_id = \"a\"", &secret), "");
+    let file = [("PATCHWARDEN_SETTLE_CLIENT_SECRET_FILE", "/somewhere")];
+    assert_eq!(wrong("client_id = \"a\"", &file), "");
+
+    let config = Given::file("[settle]\nclient_id = \"a\"").variable(secret[0].0, secret[0].1).config();
+    assert!(!format!("{config:?}").contains("hunter2"));
+    let line = config.provenance().iter().find(|line| line.key == "settle.client_secret").unwrap();
+    assert_eq!(line.origin.to_string(), "PATCHWARDEN_SETTLE_CLIENT_SECRET");
+}
+
+#[test]
 fn a_password_in_a_url_is_not_printed() {
     let config = Given::file("upstream.url = \"http://user:hun@ter2@host\"").config();
     assert!(!format!("{:?}", config.provenance()).contains("ter2"));

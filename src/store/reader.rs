@@ -5,8 +5,8 @@
 use std::ops::Range;
 
 use super::{
-    Bearing, ChangeQuery, ChangeRow, CheckpointRow, Error, Location, LogKey, LogRow, Standing, StoredEntry,
-    TokenRow, postgres, sqlite,
+    Bearing, ChangeQuery, ChangeRow, CheckpointRow, Error, Held, Location, LogKey, LogRow, Standing,
+    StoredEntry, TokenRow, postgres, sqlite,
 };
 
 /// Read-only connections for queries.
@@ -39,6 +39,11 @@ impl Reader {
     /// A target's row, and whether who holds it is alive.
     pub async fn target(&self, key: &str) -> Result<Standing, Error> {
         either!(self, reader => reader.target(key).await)
+    }
+
+    /// Targets held by an unknown outcome, the longest held first, at most `limit`.
+    pub async fn held(&self, limit: usize) -> Result<Vec<Held>, Error> {
+        either!(self, reader => reader.held(limit).await)
     }
 
     /// One entry with its payload.

@@ -16,6 +16,10 @@ const ONE_LINE: usize = 70;
 /// The page. Colours are the caller's choice, and mean nothing that the words do not say.
 pub fn page(change: &Value, colour: bool, utc: bool) -> String {
     let mut page = Page { text: String::new(), colour, utc };
+    if change["kind"] == "drift" {
+        page.drift(change);
+        return page.text;
+    }
     page.header(change);
     page.changed(change);
     page.findings("Violations", &change["violations"], RED);
@@ -106,6 +110,31 @@ impl Page {
             );
         }
         self.verdict(change);
+    }
+
+    /// What was changed past the log has no caller, no decision and no outcome.
+    fn drift(&mut self, drift: &Value) {
+        let title = self.paint(BOLD, &format!("Drift {}", or_dash(drift, "/id")));
+        self.line(&title);
+        let target = format!("{} {}", or_dash(drift, "/target/kind"), or_dash(drift, "/target/id"));
+        self.fact("target", &target);
+        let since = match &drift["window"]["since"] {
+            Value::Null => "an unknown time".to_owned(),
+            since => moment(since, self.utc),
+        };
+        let until = moment(&drift["window"]["until"], self.utc);
+        self.fact("changed", &format!("between {since} and {until}"));
+        if drift["rolled_back"] == true {
+            self.fact("how", "the upstream went back to an older state");
+        }
+        let by = match said(drift, "/seen_by") {
+            Some(change) => format!("{}, change {change}", or_dash(drift, "/by")),
+            None => or_dash(drift, "/by").into_owned(),
+        };
+        self.fact("found by", &by);
+        self.fact("gateway", &or_dash(drift, "/gateway"));
+        self.difference("Changed past this log since the last recorded state", &drift["diff"]);
+        self.log(&drift["log"]);
     }
 
     fn caller(&mut self, change: &Value) {

@@ -48,7 +48,7 @@ pub fn row(change: &Value, utc: bool) -> [String; 7] {
     [
         or_dash(change, "/log/attempt/index").into_owned(),
         moment(&change["received_at"], utc),
-        or_dash(change, "/operation").into_owned(),
+        said(change, "/operation").unwrap_or_else(|| or_dash(change, "/kind")).into_owned(),
         or_dash(change, "/target/id").into_owned(),
         caller.into_owned(),
         result(change),

@@ -14,7 +14,7 @@ use crate::support::certificates::{Authority, Issued};
 use crate::support::client::raw_request;
 use crate::support::gateway::{Gateway, Setup, change_of, program};
 use crate::support::postgres::{self, GATEWAY, OWNER, Pooler, Proxy, Server, When};
-use crate::support::upstream::{Act, Upstream};
+use crate::support::upstream::{Act, Matcher, Upstream};
 use crate::support::{IDENTITY, eventually, good_attach, good_patch, jwt_auth_path, machine_token};
 
 /// A gateway on that store; its lease is short, so that tests need not wait for long.
@@ -1061,6 +1061,45 @@ async fn what_a_gateway_that_never_comes_back_left_open_is_settled_by_another() 
     );
     let origin = |place: &str| first["log"][place]["origin"].clone();
     assert_ne!(origin("attempt"), origin("outcome"), "it is the other one's log that says so");
+}
+
+/// Both have a credential; whoever reads first settles it, once, in its own log.
+#[tokio::test]
+async fn what_nobody_saw_the_end_of_is_settled_once_by_whichever_gateway_reads_it() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let token = json!({"accessToken": "settlers-token", "expiresIn": 3600});
+    upstream.always(Matcher::any().path("universal-auth/login"), Act::answer(200, &token));
+    let database = postgres::fresh_store();
+    let url = postgres::shared().url(GATEWAY, &database);
+    let settling = || {
+        let settle = "[settle]\nclient_id = \"settler\"\nclient_secret = \"secret\"\nevery = \"100ms\"";
+        on(&upstream, &url).config(settle)
+    };
+    let (mut one, two, three) =
+        (settling().start().await, settling().start().await, settling().start().await);
+    for lost_with_its_gateway in [false, true] {
+        upstream.script("PATCH", Act::ApplyThenClose);
+        upstream.script(Matcher::method("GET").path(IDENTITY), Act::hook(|_| {}));
+        upstream.script(Matcher::method("GET").path(IDENTITY), Act::answer(500, &json!({})));
+        let ttl = if lost_with_its_gateway { 2800 } else { 2900 };
+        assert_eq!(lower_ttl(&one, ttl).await.status, 502);
+        if lost_with_its_gateway {
+            one.kill();
+        }
+        let settlement = || two.history(&["--store", &url])["changes"][0]["settlement"].clone();
+        eventually(|| !settlement().is_null()).await;
+        let settlement = settlement();
+        assert_eq!((&settlement["result"], &settlement["by"]), (&json!("applied"), &json!("settler")));
+    }
+    assert_eq!(lower_ttl(&three, 2700).await.status, 200);
+    let changes = one_history(&two, &url);
+    let origin = |place: &str| changes[1]["log"][place]["origin"].clone();
+    assert_ne!(origin("attempt"), origin("settlement"), "another gateway's log says so");
+    assert!(changes.iter().all(|change| change["drift"].is_null()));
+    let written = postgres::shared()
+        .sql(&database, "SELECT COUNT(*) FROM entries WHERE kind IN ('settlement', 'drift')");
+    assert_eq!(written, "2");
 }
 
 /// Entries of different logs have the same numbers: what is written of one is not taken for the other.

@@ -26,6 +26,7 @@ mod replay;
 mod rules;
 mod scan;
 mod secrets;
+mod settlement;
 mod stories;
 mod streams;
 mod support;

@@ -69,6 +69,7 @@ impl Targets {
                     self.note_revision(key, revision.as_deref(), *turn);
                     true
                 }
+                TargetOp::Drifted { key, revision, turn } => self.drifted(key, revision.as_deref(), *turn),
                 TargetOp::NewKey(_)
                 | TargetOp::KeepBundle { .. }
                 | TargetOp::CreateToken(_)
@@ -135,6 +136,13 @@ impl Targets {
             row.open = Some((intent.origin.clone(), intent.index));
             (row.open_since, row.open_unknown) = (since, true);
         }
+    }
+
+    /// Notes a revision that was not made through a log of this store, once.
+    fn drifted(&mut self, key: &str, revision: Option<&str>, turn: u64) -> bool {
+        let Some(before) = self.rows.get(key).filter(|row| row.turn == turn).cloned() else { return false };
+        self.note_revision(key, revision, Some(turn));
+        self.rows.get(key).is_some_and(|row| row.revision != before.revision)
     }
 
     /// `None`: the row of that revision has been removed since.

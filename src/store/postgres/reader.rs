@@ -10,7 +10,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions, PgRow, Postgres};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection as _, QueryBuilder, Row as _};
 
-use super::super::{Bearing, ChangeQuery, ChangeRow, Error, LogRow, Standing, StoredEntry, TokenRow};
+use super::super::{Bearing, ChangeQuery, ChangeRow, Error, Held, LogRow, Standing, StoredEntry, TokenRow};
 use super::{
     Arguments, ENTRY, Server, TOKENS, inside, setup, signed, stored, target, token, unsigned, within,
 };
@@ -76,6 +76,20 @@ impl Reader {
         read().map_err(|error| inside(&error))
     }
 
+    /// Targets held by an unknown outcome, the longest held first.
+    pub async fn held(&self, limit: usize) -> Result<Vec<Held>, Error> {
+        let query = sqlx::query(
+            "SELECT key, open_origin, open_idx FROM targets WHERE open_unknown AND open_idx IS NOT NULL \
+             ORDER BY open_since LIMIT $1",
+        );
+        let rows = self.rows(query.bind(i64::try_from(limit).unwrap_or(i64::MAX))).await?;
+        let read = |row: &PgRow| {
+            let open = (row.try_get(1)?, unsigned(row.try_get(2)?));
+            Ok::<_, sqlx::Error>(Held { key: row.try_get(0)?, open })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
     /// One entry with its payload.
     pub async fn entry(&self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
         let text = format!("{ENTRY} WHERE e.origin = $1 AND e.idx = $2");
@@ -113,7 +127,8 @@ impl Reader {
             "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, ",
         );
         text.push(if query.lean { "'', '', ''" } else { "rules, pointers, search" });
-        text.push(", outcome_row, settlement_row, origin FROM changes WHERE kind = 'attempt'");
+        text.push(", outcome_row, settlement_row, origin FROM changes WHERE ");
+        text.push(query.kinds.condition());
         if let Some(target) = &query.target {
             text.push(" AND target = ").push_bind(target);
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, QueryBuilder, Row as _};
 
-use super::super::{Bearing, ChangeQuery, ChangeRow, Error, LogRow, Standing, StoredEntry, TokenRow};
+use super::super::{Bearing, ChangeQuery, ChangeRow, Error, Held, LogRow, Standing, StoredEntry, TokenRow};
 use super::{ENTRY, TOKENS, entry_at, inside, inspect, opening, signed, stored, target, token, unsigned};
 
 const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, \
@@ -51,6 +51,22 @@ impl Reader {
         let mut connection = self.0.acquire().await.map_err(|error| inside(&error))?;
         let row = target(&mut connection, key).await?;
         Ok(Standing { row, now: None, leased_until: None })
+    }
+
+    /// Targets held by an unknown outcome, the longest held first.
+    pub async fn held(&self, limit: usize) -> Result<Vec<Held>, Error> {
+        let rows: Vec<(String, String, i64)> = sqlx::query_as(
+            "SELECT key, open_origin, open_idx FROM targets WHERE open_unknown = 1 AND open_idx IS NOT NULL \
+             ORDER BY open_since LIMIT ?",
+        )
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.0)
+        .await
+        .map_err(|error| inside(&error))?;
+        Ok(rows
+            .into_iter()
+            .map(|(key, origin, index)| Held { key, open: (origin, unsigned(index)) })
+            .collect())
     }
 
     /// One entry with its payload.
@@ -99,7 +115,8 @@ impl Reader {
             "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, ",
         );
         text.push(if query.lean { "'', '', ''" } else { "rules, pointers, search" });
-        text.push(", outcome_row, settlement_row, origin FROM changes WHERE kind = 'attempt'");
+        text.push(", outcome_row, settlement_row, origin FROM changes WHERE ");
+        text.push(query.kinds.condition());
         if let Some(target) = &query.target {
             text.push(" AND target = ").push_bind(target);
         }

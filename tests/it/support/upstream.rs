@@ -356,6 +356,12 @@ impl Upstream {
         self.wait_until(|seen| seen.len() >= count).await
     }
 
+    /// Waits for the first request that matches.
+    pub(crate) async fn wait_until_seen(&self, matcher: &Matcher) -> Seen {
+        let seen = self.wait_until(|seen| seen.iter().any(|seen| matcher.matches(seen))).await;
+        seen.into_iter().find(|seen| matcher.matches(seen)).expect("it was seen")
+    }
+
     /// Waits until `count` writes have arrived; answers with the writes.
     pub(crate) async fn wait_for_writes(&self, count: usize) -> Vec<Seen> {
         self.wait_until(|seen| seen.iter().filter(|seen| seen.is_write()).count() >= count).await;
