@@ -29,6 +29,7 @@ const SCHEMA: i64 = 4;
 /// Longer waits for a lock count as a log that cannot be written.
 const BUSY: Duration = Duration::from_millis(250);
 const FRAME: u64 = 4096 + 24;
+const WAL_HEAD: u64 = 32;
 const ENTRY: &str = "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body, p.salt \
                      FROM entries e LEFT JOIN payloads p ON p.row = e.row ";
 const TOKENS: &str = "SELECT name, role, hash, created_at, revoked_at FROM admin_tokens ORDER BY name";
@@ -91,12 +92,13 @@ impl Database {
             },
         )?;
         let mut database = Self { connection, path: path.to_owned(), files: None, frames: 0 };
-        database.files = database.identities().ok();
+        database.files = database.look_at_files().ok();
         Ok(database)
     }
 
-    /// Starts a transaction.
+    /// Starts a transaction, on the WAL that the last one was written to.
     pub async fn begin(&mut self) -> Result<(), Error> {
+        self.look_at_wal().await?;
         self.run("BEGIN IMMEDIATE").await
     }
 
@@ -104,7 +106,9 @@ impl Database {
     pub async fn commit(&mut self) -> Result<(), Error> {
         let done = sqlx::raw_sql("COMMIT").execute(&mut self.connection).await;
         done.map_err(|error| Error::InDoubt(error.to_string()))?;
-        self.look_at_files()
+        // Nobody else may shorten the WAL while this connection writes.
+        self.files = Some(self.look_at_files()?);
+        Ok(())
     }
 
     /// Takes it back.
@@ -116,26 +120,42 @@ impl Database {
         sqlx::raw_sql(text).execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
-    /// After a commit: the files under their names are still the ones written to, and did not shrink below use.
-    fn look_at_files(&mut self) -> Result<(), Error> {
-        let gone = |error: std::io::Error| Error::InDoubt(format!("{}: {error}", self.path.display()));
-        let now = self.identities().map_err(gone)?;
-        let lost = |before: File, now: File| before.id != now.id || now.length < before.length;
-        let cut = self.files.is_some_and(|before| {
-            lost(before.database, now.database) || lost(File { length: 1, ..before.wal }, now.wal)
-        });
-        if cut {
-            return Err(Error::InDoubt(format!("{} or its WAL was replaced or cut", self.path.display())));
+    /// A WAL that was cut would be written on behind a hole, and what is behind a hole is gone after a crash. Other
+    /// connections may empty it, and then SQLite's own count of its frames says so too.
+    async fn look_at_wal(&mut self) -> Result<(), Error> {
+        let Some(before) = self.files else { return Ok(()) };
+        let wal = self.wal()?;
+        let is_cut = wal.length < before.wal.length && {
+            let counted = self.counted_frames().await;
+            !counted.is_ok_and(|frames| frames == 0 || wal.length >= WAL_HEAD + frames * FRAME)
+        };
+        if wal.id != before.wal.id || is_cut {
+            return Err(self.displaced("the WAL was replaced or cut", true));
         }
-        self.files = Some(now);
+        self.files = Some(Files { wal, ..before });
         Ok(())
     }
 
-    fn identities(&self) -> std::io::Result<Files> {
-        let read = |path: &Path| {
-            fs::metadata(path).map(|file| File { id: (file.dev(), file.ino()), length: file.len() })
-        };
-        Ok(Files { database: read(&self.path)?, wal: read(&wal_path(&self.path))? })
+    /// The files under their names are still the ones written to, and did not shrink.
+    fn look_at_files(&self) -> Result<Files, Error> {
+        let database = identity(&self.path).map_err(|error| self.displaced(&error.to_string(), false))?;
+        let lost = |before: File, now: File| before.id != now.id || now.length < before.length;
+        if self.files.is_some_and(|before| lost(before.database, database)) {
+            return Err(self.displaced("it was replaced or cut", false));
+        }
+        let wal = self.wal()?;
+        if self.files.is_some_and(|before| lost(before.wal, wal)) {
+            return Err(self.displaced("the WAL was replaced or cut", true));
+        }
+        Ok(Files { database, wal })
+    }
+
+    fn wal(&self) -> Result<File, Error> {
+        identity(&wal_path(&self.path)).map_err(|error| self.displaced(&format!("the WAL: {error}"), true))
+    }
+
+    fn displaced(&self, what: &str, only_wal: bool) -> Error {
+        Error::Displaced { what: format!("{}: {what}", self.path.display()), only_wal }
     }
 
     /// Bytes of the WAL in use.
@@ -170,13 +190,36 @@ impl Database {
 
     /// Whether it went through: SQLite says that it was busy in the row, not as an error.
     async fn checkpoint_here(&mut self, text: &'static str) -> Result<bool, Error> {
-        let row = sqlx::query(text).fetch_one(&mut self.connection).await.map_err(|error| inside(&error))?;
-        let (busy, frames, copied): (i64, i64, i64) =
-            (|| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))()
-                .map_err(|error: sqlx::Error| inside(&error))?;
+        let (busy, frames, copied) = self.ask_checkpoint(text).await?;
         // When all of it is copied, the next commit starts the WAL again at its beginning.
         self.frames = if frames == copied { 0 } else { unsigned(frames) };
+        // It is shorter now, and on purpose.
+        if let (Some(files), Ok(now)) = (&mut self.files, fs::metadata(wal_path(&self.path))) {
+            files.wal.length = files.wal.length.min(now.len());
+        }
         Ok(busy == 0)
+    }
+
+    /// Frames of the WAL that are in use, as SQLite counts them.
+    async fn counted_frames(&mut self) -> Result<u64, Error> {
+        self.ask_checkpoint("PRAGMA wal_checkpoint(PASSIVE)").await.map(|(_, frames, _)| unsigned(frames))
+    }
+
+    async fn ask_checkpoint(&mut self, text: &'static str) -> Result<(i64, i64, i64), Error> {
+        let row = sqlx::query_as(text).fetch_one(&mut self.connection).await;
+        row.map_err(|error| inside(&error))
+    }
+
+    /// Whether the file is whole; that takes as long as reading all of it.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        let said: String = sqlx::query_scalar("PRAGMA quick_check(1)")
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(|error| inside(&error))?;
+        if said == "ok" {
+            return Ok(());
+        }
+        Err(Error::Fatal(format!("{} is damaged: {said}; restore it from a backup", self.path.display())))
     }
 
     /// Closes the connection.
@@ -531,6 +574,10 @@ fn create_private(path: &Path) -> Result<(), Error> {
     made.map(drop).map_err(|error| Error::Wait(format!("{}: {error}", path.display())))
 }
 
+fn identity(path: &Path) -> std::io::Result<File> {
+    fs::metadata(path).map(|file| File { id: (file.dev(), file.ino()), length: file.len() })
+}
+
 fn wal_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
@@ -549,6 +596,7 @@ fn opening(path: &Path, error: &sqlx::Error) -> Error {
         Some(11 | 26) => {
             Error::Fatal(format!("{what}; it is no database or damaged: restore it from a backup"))
         }
+        Some(10) => Error::InDoubt(what),
         _ => Error::Wait(what),
     }
 }

@@ -18,7 +18,7 @@ use crate::outage::patient_send;
 use crate::support::client::{Answer, raw_request};
 use crate::support::crash::{Disk, Event, Fault, Left, Recorder, Seeded};
 use crate::support::gateway::{Gateway, change_of, program};
-use crate::support::upstream::Upstream;
+use crate::support::upstream::{Act, Upstream};
 use crate::support::{good_attach, good_patch, jwt_auth_path, machine_token};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -397,8 +397,7 @@ async fn a_fault_at_every_call(fault: Fault, lasting: bool, step: usize) {
     const IMAGES: usize = 400;
     let (upstream, recorder) = (Upstream::start(), Recorder::new());
     attach_all(&upstream, 1);
-    let config = "[upstream]\nlate_write_limit = \"1s\"\n[audit]\ncommit_wait = \"1s\"\n";
-    let mut gateway = recorder.recording(Gateway::before(&upstream.url()).config(config)).start().await;
+    let mut gateway = recorder.recording(Gateway::before(&upstream.url()).config(IMPATIENT)).start().await;
     let (mut told, mut value, path) = (Told::default(), 1000, jwt_auth_path(&identity(0)));
     let mut calls = 0;
     for at in (1..).step_by(step) {
@@ -530,4 +529,182 @@ async fn killed_two_hundred_times_under_load_the_log_agrees_with_the_upstream() 
         .filter(|change| change["outcome"] == "unknown")
         .count();
     assert!(unknown > KILLS / 4, "kills met changes on their way: {unknown}");
+}
+
+/// What can become of the files of a store under a gateway that runs.
+#[derive(Clone, Copy, Debug)]
+enum Mishap {
+    Renamed,
+    Removed,
+    /// By a copy of itself.
+    Replaced,
+    /// To half its length.
+    Halved,
+    Emptied,
+}
+
+impl Mishap {
+    fn happen(self, file: &Path) {
+        let aside = file.with_extension("aside");
+        let cut = |length: u64| fs::File::options().write(true).open(file).unwrap().set_len(length).unwrap();
+        match self {
+            Self::Renamed => fs::rename(file, &aside).unwrap(),
+            Self::Removed => fs::remove_file(file).unwrap(),
+            Self::Replaced => {
+                fs::copy(file, &aside).unwrap();
+                fs::rename(&aside, file).unwrap();
+            }
+            Self::Halved => cut(fs::metadata(file).unwrap().len() / 2),
+            Self::Emptied => cut(0),
+        }
+    }
+}
+
+const STORE: &str = "patchwarden.db";
+const WAL: &str = "patchwarden.db-wal";
+/// Impatient, so that a change that waits for its log does not hold up the test.
+const IMPATIENT: &str = "[upstream]\nlate_write_limit = \"1s\"\n[audit]\ncommit_wait = \"1s\"\n";
+
+/// A gateway with changes in its database, and changes that are only in the WAL.
+async fn with_changes(told: &mut Told, value: &mut u64) -> (Upstream, Gateway) {
+    let upstream = Upstream::start();
+    attach_all(&upstream, 1);
+    let mut gateway = Gateway::before(&upstream.url()).config(IMPATIENT).start().await;
+    wait_until_changes_pass(&gateway, &identity(0), told, value).await;
+    assert!(gateway.terminate().await.success());
+    gateway.restart().await;
+    for _ in 0..3 {
+        wait_until_changes_pass(&gateway, &identity(0), told, value).await;
+    }
+    assert_eq!(told.applied.len(), 4);
+    (upstream, gateway)
+}
+
+/// The next change is refused, and what passes through is not.
+async fn meet(upstream: &Upstream, gateway: &mut Gateway, told: &mut Told, value: &mut u64) {
+    let arrived = upstream.writes().len();
+    *value += 1;
+    let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(*value)).await;
+    assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("audit.unavailable")));
+    told.take(*value, &answer);
+    assert_eq!(upstream.writes().len(), arrived);
+    assert_eq!(gateway.get("/api/status").await.status, 200);
+    gateway.wait_for_event("degraded").await;
+}
+
+#[tokio::test]
+async fn a_wal_that_is_moved_or_replaced_costs_one_refusal_and_nothing_of_the_log() {
+    for mishap in [Mishap::Renamed, Mishap::Removed, Mishap::Replaced] {
+        let (mut told, mut value) = (Told::default(), 1000);
+        let (upstream, mut gateway) = with_changes(&mut told, &mut value).await;
+        mishap.happen(&gateway.data().join(WAL));
+        meet(&upstream, &mut gateway, &mut told, &mut value).await;
+        wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+        told.agree(&upstream, &gateway);
+        gateway.kill();
+        gateway.restart().await;
+        wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+        told.agree(&upstream, &gateway);
+        assert!(gateway.events("succession").is_empty(), "{mishap:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wal_that_another_program_emptied_by_a_checkpoint_is_as_good_as_before() {
+    let (mut told, mut value) = (Told::default(), 1000);
+    let (upstream, gateway) = with_changes(&mut told, &mut value).await;
+    let mut other: SqliteConnection =
+        SqliteConnectOptions::new().filename(gateway.data().join(STORE)).connect().await.unwrap();
+    sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut other).await.unwrap();
+    other.close().await.unwrap();
+    assert_eq!(fs::metadata(gateway.data().join(WAL)).unwrap().len(), 0);
+    value += 1;
+    let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(value)).await;
+    assert!(told.take(value, &answer), "{}", answer.text());
+    assert!(gateway.events("degraded").is_empty());
+    told.agree(&upstream, &gateway);
+}
+
+#[tokio::test]
+async fn a_change_that_meets_a_database_replaced_by_its_copy_is_in_doubt_until_it_is_read_in_the_copy() {
+    let (mut told, mut value) = (Told::default(), 1000);
+    let (upstream, mut gateway) = with_changes(&mut told, &mut value).await;
+    Mishap::Replaced.happen(&gateway.data().join(STORE));
+    value += 1;
+    let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(value)).await;
+    told.take(value, &answer);
+    assert_eq!((gateway.events("degraded").len(), gateway.events("recovered").len()), (1, 1));
+    wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+    told.agree(&upstream, &gateway);
+    gateway.kill();
+    gateway.restart().await;
+    wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+    told.agree(&upstream, &gateway);
+}
+
+#[tokio::test]
+async fn a_wal_that_is_cut_is_never_written_on_and_what_it_held_is_said_to_be_missing() {
+    for mishap in [Mishap::Halved, Mishap::Emptied] {
+        let (mut told, mut value) = (Told::default(), 1000);
+        let (upstream, mut gateway) = with_changes(&mut told, &mut value).await;
+        mishap.happen(&gateway.data().join(WAL));
+        meet(&upstream, &mut gateway, &mut told, &mut value).await;
+        let mut since = Told::default();
+        wait_until_changes_pass(&gateway, &identity(0), &mut since, &mut value).await;
+        assert_eq!(gateway.events("succession").len(), 1, "{mishap:?}");
+        gateway.kill();
+        gateway.restart().await;
+        wait_until_changes_pass(&gateway, &identity(0), &mut since, &mut value).await;
+        assert!(gateway.cli(&["verify"]).status.success());
+        for (value, id) in &since.applied {
+            let change = gateway.show(id);
+            assert_eq!(
+                (&change["outcome"], &change["after"]["accessTokenTTL"]),
+                (&json!("applied"), &json!(value))
+            );
+        }
+        assert_eq!(gateway.events("succession").len(), 1, "it is said once");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_gone_or_cut_stops_changes_until_it_is_put_back() {
+    for mishap in [Mishap::Removed, Mishap::Halved, Mishap::Emptied] {
+        let (mut told, mut value) = (Told::default(), 1000);
+        let (upstream, mut gateway) = with_changes(&mut told, &mut value).await;
+        let (store, backup) = (gateway.data().join(STORE), gateway.data().join("backup.db"));
+        fs::copy(&store, &backup).unwrap();
+        mishap.happen(&store);
+        meet(&upstream, &mut gateway, &mut told, &mut value).await;
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_millis(1500) {
+            meet(&upstream, &mut gateway, &mut told, &mut value).await;
+            assert_eq!(gateway.admin_get("/readyz", None).await.json()["status"], "degraded");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        fs::rename(&backup, &store).unwrap();
+        wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+        gateway.wait_for_event("recovered").await;
+        told.agree(&upstream, &gateway);
+        assert!(gateway.events("succession").is_empty(), "{mishap:?}: its WAL was left alone");
+    }
+}
+
+#[tokio::test]
+async fn an_outcome_that_meets_moved_files_is_written_all_the_same() {
+    for (file, mishap) in
+        [(WAL, Mishap::Renamed), (WAL, Mishap::Removed), (WAL, Mishap::Replaced), (STORE, Mishap::Replaced)]
+    {
+        let (mut told, mut value) = (Told::default(), 1000);
+        let (upstream, gateway) = with_changes(&mut told, &mut value).await;
+        let path = gateway.data().join(file);
+        upstream.script("PATCH", Act::hook(move |_| mishap.happen(&path)));
+        value += 1;
+        let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(value)).await;
+        assert_eq!((answer.status, answer.get("patchwarden-record")), (200, None), "{}", answer.text());
+        told.take(value, &answer);
+        wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+        told.agree(&upstream, &gateway);
+        assert_eq!((gateway.events("degraded").len(), gateway.events("succession").len()), (1, 0));
+    }
 }
