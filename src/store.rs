@@ -45,6 +45,14 @@ pub enum Error {
     /// Whether the transaction is there is not known.
     #[error("in doubt: {0}")]
     InDoubt(String),
+    /// The same, because a file is no longer the one that was written to.
+    #[error("in doubt: {what}")]
+    Displaced {
+        /// Which, and what became of it.
+        what: String,
+        /// The database is as it was: what its WAL holds can still be copied into it.
+        only_wal: bool,
+    },
 }
 
 impl Error {

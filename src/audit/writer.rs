@@ -41,6 +41,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// How long a writer that is told to stop tries to write what waits.
 const STOP_PATIENCE: Duration = Duration::from_secs(4);
+/// How long queries under way may take when the store is closed.
+const READER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Entries that are written together or not at all, and what they do to targets.
 #[derive(Clone, Debug, Default)]
@@ -184,6 +186,8 @@ pub(super) struct Writer {
     looked: Instant,
     /// A batch of which nobody knows whether it is in the log.
     doubt: Option<Doubt>,
+    /// The files were not those that were written to: they are read through before they are written again.
+    distrusted: bool,
     retry: Duration,
     next_try: Instant,
     detail: String,
@@ -223,6 +227,7 @@ impl Writer {
             thinned: None,
             looked: Instant::now(),
             doubt: None,
+            distrusted: false,
             retry: FIRST_RETRY,
             next_try,
             detail,
@@ -254,6 +259,9 @@ impl Writer {
                 && Instant::now() >= self.next_try
                 && let Err(error) = self.open().await
             {
+                if matches!(error, store::Error::InDoubt(_)) {
+                    self.close_reader().await;
+                }
                 self.down(&error.to_string());
             }
             let mut batch: Vec<Job> = Vec::new();
@@ -310,9 +318,14 @@ impl Writer {
             let _ = log.database.renew(&log.origin, ended).await;
             log.database.close().await;
         }
+        self.close_reader().await;
+    }
+
+    /// As long as any connection is open, SQLite takes the WAL to be what it was when the first one was opened.
+    async fn close_reader(&self) {
         let reader = self.shared.reader.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(reader) = reader {
-            reader.close().await;
+            let _ = tokio::time::timeout(READER_PATIENCE, reader.close()).await;
         }
     }
 
@@ -570,8 +583,20 @@ impl Writer {
             }
             return;
         }
+        let displaced = match error {
+            store::Error::Displaced { only_wal, .. } => Some(*only_wal),
+            _ => None,
+        };
+        self.distrusted |= displaced.is_some();
+        // Whichever connection closes last may copy the WAL into the database; a reader may not.
+        if displaced == Some(true) {
+            self.close_reader().await;
+        }
         if let Some(log) = self.log.take() {
             log.database.close().await;
+        }
+        if displaced == Some(false) {
+            self.close_reader().await;
         }
         self.down(&error.to_string());
         self.put_off(jobs);
@@ -612,7 +637,7 @@ impl Writer {
         let result = log.write(&batch).await;
         match result {
             Ok(()) => {}
-            Err(error @ store::Error::InDoubt(_)) => {
+            Err(error @ (store::Error::InDoubt(_) | store::Error::Displaced { .. })) => {
                 match first {
                     Some(first) => self.doubt = Some(Doubt { first, jobs: done }),
                     // Nothing by which to find out; what must be written can be written twice.

@@ -89,6 +89,14 @@ impl Database {
         }
     }
 
+    /// Whether the store is whole, where nobody else sees to that.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(database) => database.check().await,
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     /// Closes the connection.
     pub async fn close(self) {
         either!(self, database => database.close().await);

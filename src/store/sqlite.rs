@@ -30,6 +30,7 @@ const SCHEMA: i64 = 5;
 /// Longer waits for a lock count as a log that cannot be written.
 const BUSY: Duration = Duration::from_millis(250);
 const FRAME: u64 = 4096 + 24;
+const WAL_HEAD: u64 = 32;
 /// Free pages given back in one transaction.
 const VACUUM_PAGES: u64 = 500;
 /// What to do about a file that cannot be read.
@@ -49,8 +50,6 @@ pub struct Database {
     frames: u64,
     /// Free pages were given back: the next checkpoint makes the file shorter.
     shrinks: bool,
-    /// The WAL was emptied, and nothing is known to have been written since.
-    emptied: bool,
 }
 
 /// The database and its WAL, as last seen.
@@ -101,20 +100,14 @@ impl Database {
                 }
             },
         )?;
-        let mut database = Self {
-            connection,
-            path: path.to_owned(),
-            files: None,
-            frames: 0,
-            shrinks: false,
-            emptied: false,
-        };
-        database.files = database.identities().ok();
+        let mut database = Self { connection, path: path.to_owned(), files: None, frames: 0, shrinks: false };
+        database.files = database.look_at_files().ok();
         Ok(database)
     }
 
-    /// Starts a transaction.
+    /// Starts a transaction, on the WAL that the last one was written to.
     pub async fn begin(&mut self) -> Result<(), Error> {
+        self.look_at_wal().await?;
         self.run("BEGIN IMMEDIATE").await
     }
 
@@ -122,7 +115,9 @@ impl Database {
     pub async fn commit(&mut self) -> Result<(), Error> {
         let done = sqlx::raw_sql("COMMIT").execute(&mut self.connection).await;
         done.map_err(|error| Error::InDoubt(error.to_string()))?;
-        self.look_at_files()
+        // Nobody else may shorten the WAL while this connection writes.
+        self.files = Some(self.look_at_files()?);
+        Ok(())
     }
 
     /// Takes it back.
@@ -134,28 +129,42 @@ impl Database {
         sqlx::raw_sql(text).execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
-    /// After a commit: the files under their names are still the ones written to, and did not shrink below use.
-    fn look_at_files(&mut self) -> Result<(), Error> {
-        let gone = |error: std::io::Error| Error::InDoubt(format!("{}: {error}", self.path.display()));
-        let now = self.identities().map_err(gone)?;
-        let lost = |before: File, now: File| before.id != now.id || now.length < before.length;
-        let least = u64::from(!self.emptied);
-        let cut = self.files.is_some_and(|before| {
-            lost(before.database, now.database) || lost(File { length: least, ..before.wal }, now.wal)
-        });
-        if cut {
-            return Err(Error::InDoubt(format!("{} or its WAL was replaced or cut", self.path.display())));
+    /// A WAL that was cut would be written on behind a hole, and what is behind a hole is gone after a crash. Other
+    /// connections may empty it, and then SQLite's own count of its frames says so too.
+    async fn look_at_wal(&mut self) -> Result<(), Error> {
+        let Some(before) = self.files else { return Ok(()) };
+        let wal = self.wal()?;
+        let is_cut = wal.length < before.wal.length && {
+            let counted = self.counted_frames().await;
+            !counted.is_ok_and(|frames| frames == 0 || wal.length >= WAL_HEAD + frames * FRAME)
+        };
+        if wal.id != before.wal.id || is_cut {
+            return Err(self.displaced("the WAL was replaced or cut", true));
         }
-        self.emptied &= now.wal.length == 0;
-        self.files = Some(now);
+        self.files = Some(Files { wal, ..before });
         Ok(())
     }
 
-    fn identities(&self) -> std::io::Result<Files> {
-        let read = |path: &Path| {
-            fs::metadata(path).map(|file| File { id: (file.dev(), file.ino()), length: file.len() })
-        };
-        Ok(Files { database: read(&self.path)?, wal: read(&wal_path(&self.path))? })
+    /// The files under their names are still the ones written to, and did not shrink.
+    fn look_at_files(&self) -> Result<Files, Error> {
+        let database = identity(&self.path).map_err(|error| self.displaced(&error.to_string(), false))?;
+        let lost = |before: File, now: File| before.id != now.id || now.length < before.length;
+        if self.files.is_some_and(|before| lost(before.database, database)) {
+            return Err(self.displaced("it was replaced or cut", false));
+        }
+        let wal = self.wal()?;
+        if self.files.is_some_and(|before| lost(before.wal, wal)) {
+            return Err(self.displaced("the WAL was replaced or cut", true));
+        }
+        Ok(Files { database, wal })
+    }
+
+    fn wal(&self) -> Result<File, Error> {
+        identity(&wal_path(&self.path)).map_err(|error| self.displaced(&format!("the WAL: {error}"), true))
+    }
+
+    fn displaced(&self, what: &str, only_wal: bool) -> Error {
+        Error::Displaced { what: format!("{}: {what}", self.path.display()), only_wal }
     }
 
     /// Bytes of the WAL in use.
@@ -182,8 +191,6 @@ impl Database {
     /// Empties the WAL, at shutdown and when a commit is in doubt.
     pub async fn settle_wal(&mut self) -> Result<(), Error> {
         if self.checkpoint_here("PRAGMA wal_checkpoint(TRUNCATE)").await? {
-            // A transaction that changes nothing leaves it so.
-            self.emptied = true;
             Ok(())
         } else {
             Err(Error::Wait(format!("{}: the WAL is still being read", self.path.display())))
@@ -192,10 +199,7 @@ impl Database {
 
     /// Whether it went through: SQLite says that it was busy in the row, not as an error.
     async fn checkpoint_here(&mut self, text: &'static str) -> Result<bool, Error> {
-        let row = sqlx::query(text).fetch_one(&mut self.connection).await.map_err(|error| inside(&error))?;
-        let (busy, frames, copied): (i64, i64, i64) =
-            (|| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))()
-                .map_err(|error: sqlx::Error| inside(&error))?;
+        let (busy, frames, copied) = self.ask_checkpoint(text).await?;
         // When all of it is copied, the next commit starts the WAL again at its beginning.
         self.frames = if frames == copied { 0 } else { unsigned(frames) };
         if self.shrinks
@@ -204,7 +208,33 @@ impl Database {
             files.database.length = files.database.length.min(now.len());
             self.shrinks = frames != copied;
         }
+        // It is shorter now, and on purpose.
+        if let (Some(files), Ok(now)) = (&mut self.files, fs::metadata(wal_path(&self.path))) {
+            files.wal.length = files.wal.length.min(now.len());
+        }
         Ok(busy == 0)
+    }
+
+    /// Frames of the WAL that are in use, as SQLite counts them.
+    async fn counted_frames(&mut self) -> Result<u64, Error> {
+        self.ask_checkpoint("PRAGMA wal_checkpoint(PASSIVE)").await.map(|(_, frames, _)| unsigned(frames))
+    }
+
+    async fn ask_checkpoint(&mut self, text: &'static str) -> Result<(i64, i64, i64), Error> {
+        let row = sqlx::query_as(text).fetch_one(&mut self.connection).await;
+        row.map_err(|error| inside(&error))
+    }
+
+    /// Whether the file is whole; that takes as long as reading all of it.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        let said: String = sqlx::query_scalar("PRAGMA quick_check(1)")
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(|error| inside(&error))?;
+        if said == "ok" {
+            return Ok(());
+        }
+        Err(Error::Fatal(format!("{} is damaged: {said}; {DAMAGED}", self.path.display())))
     }
 
     /// Closes the connection.
@@ -651,6 +681,10 @@ fn create_private(path: &Path) -> Result<(), Error> {
     made.map(drop).map_err(|error| Error::Wait(format!("{}: {error}", path.display())))
 }
 
+fn identity(path: &Path) -> std::io::Result<File> {
+    fs::metadata(path).map(|file| File { id: (file.dev(), file.ino()), length: file.len() })
+}
+
 fn wal_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
@@ -667,6 +701,7 @@ fn opening(path: &Path, error: &sqlx::Error) -> Error {
     let what = format!("{}: {error}", path.display());
     match primary(error) {
         Some(11 | 26) => Error::Fatal(format!("{what}; it is no database or damaged: {DAMAGED}")),
+        Some(10) => Error::InDoubt(what),
         _ => Error::Wait(what),
     }
 }

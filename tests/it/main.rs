@@ -7,6 +7,7 @@ mod cli;
 mod clients;
 mod corpus;
 mod coverage;
+mod crash;
 mod deploy;
 mod doors;
 mod fleets;

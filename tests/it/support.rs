@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 pub(crate) mod certificates;
 pub(crate) mod client;
+pub(crate) mod crash;
 pub(crate) mod gateway;
 pub(crate) mod postgres;
 pub(crate) mod upstream;

@@ -37,6 +37,11 @@ impl Writer {
             self.claim.before = std::fs::read_to_string(self.shared.data.join(HOLDER)).ok();
         }
         let mut database = Database::open(&self.store, self.origin.is_none()).await?;
+        if self.distrusted {
+            database.settle().await?;
+            database.check().await?;
+            self.distrusted = false;
+        }
         let mut origin = self.find_or_begin(&mut database).await?;
         let mut tenure = database.take(&origin, self.epoch, &self.claim).await?;
         if self.epoch.replace(tenure.epoch).is_none() && database.is_shared() {
