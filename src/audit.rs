@@ -513,6 +513,7 @@ impl Audit {
                     return;
                 };
                 intended.seq = written.seq;
+                audit.seen_first(&draft);
                 let declared = audit.declared(&written, intended);
                 let now = audit.0.clock.now();
                 let outcome = Outcome::seen(OutcomeResult::NotSent, None, now, Duration::ZERO);
@@ -606,6 +607,8 @@ impl Audit {
     }
 
     fn count_settlement(&self, settlement: &Settlement) {
+        self.no_longer_unseen(std::slice::from_ref(&settlement.of));
+        self.no_longer_unseen(&settlement.also);
         let labels = SettlementLabels { result: settlement.result.as_str(), by: settlement.by };
         self.0.metrics.settlements.get_or_create(&labels).inc();
     }
@@ -647,8 +650,6 @@ impl Audit {
         turn: u64,
         object: Option<&Object>,
     ) {
-        self.no_longer_unseen(std::slice::from_ref(&settlement.of));
-        self.no_longer_unseen(&settlement.also);
         let (key, turn) = (target.to_string(), Some(turn));
         let (now, keys) = (self.0.clock.now(), &self.0.keys);
         group.entries.extend(entry::settlements(settlement, object, &key, now, keys));

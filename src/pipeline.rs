@@ -423,10 +423,12 @@ impl Gateway {
             let is_removed = settle::is_removed(now.hold.as_ref(), &admitted.reading);
             match self.memory.watch.judge(&target, &admitted.reading, revision, gone) {
                 Freshness::Fresh => break false,
-                Freshness::RolledBack if !is_removed => {
+                Freshness::RolledBack if admitted.reading.stored.is_some() => {
                     draft.warnings.push(rolled_back());
                     break true;
                 }
+                // No reader lags for so long: somebody removed it.
+                Freshness::RolledBack => break false,
                 Freshness::Stale if Instant::now() < patience => {
                     tokio::time::sleep(STALE_PAUSE).await;
                     now = self.audit.look(&target).await?;
@@ -434,8 +436,8 @@ impl Gateway {
                     admitted.reading = before::fetch(&source).await?;
                     admitted.turn = now.turn;
                 }
-                Freshness::Stale | Freshness::RolledBack if is_removed => break false,
-                Freshness::Stale | Freshness::RolledBack => {
+                Freshness::Stale if is_removed => break false,
+                Freshness::Stale => {
                     let detail = "The upstream answered with a state older than the last one recorded here (a lagging replica?), so nothing can be judged; try again";
                     return Err(Refusal::new(Code::BeforeStale, detail).retry_after(5));
                 }

@@ -168,6 +168,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_change_shows_the_differences_or_that_the_upstream_went_back() {
+        let revision = Revision { row: "r".into(), at: Time(0) };
+        let difference = json!({"op": "replace", "path": "/a", "value": 1, "old": 2});
+        let drift = Drift {
+            differs: vec![difference.clone()],
+            since: None,
+            until: Time(1),
+            known: Some(Newest { revision: revision.clone(), gone: false }),
+            read: None,
+            state: Value::Null,
+            summary: String::new(),
+            rolled_back: false,
+            by: "test",
+        };
+        assert_eq!(drift.shown(), json!([difference]));
+        let back = Drift { rolled_back: true, ..drift };
+        let told = json!({"kind": "rolled_back", "known": revision, "read": null, "diff": [difference]});
+        assert_eq!(back.shown(), told);
+        let alike = Drift { differs: Vec::new(), ..back };
+        assert_eq!(alike.shown(), json!({"kind": "rolled_back", "known": revision, "read": null}));
+    }
+
+    #[test]
     fn only_a_field_that_both_versions_know_can_differ() {
         let (old, new) = (json!({"a": 1, "b": 2}), json!({"a": 1, "b": 3, "c": 4}));
         let differs = differences(&old, &new);

@@ -247,7 +247,7 @@ impl Settler {
             None
         } else {
             let (reading, newest) = (&reading, now.newest.as_ref());
-            let rolled_back = freshness == Freshness::RolledBack && !is_removed;
+            let rolled_back = freshness == Freshness::RolledBack && reading.stored.is_some();
             let look = Look { target, object, reading, newest, rolled_back, by: BY };
             parts.audit.drift(&look).await.map_err(|_| Unsettled::Early(FIRST_BACK_OFF))?
         };

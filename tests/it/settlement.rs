@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::client::Answer;
+use crate::support::client::{self, Answer};
 use crate::support::gateway::{Gateway, Setup, change_of};
 use crate::support::upstream::{Act, Matcher, Seen, Upstream};
 use crate::support::{IDENTITY, good_attach, good_patch, jwt_auth_path};
@@ -534,6 +534,52 @@ async fn drift_of_one_revision_is_written_once_whoever_sees_it() {
         }
     }
     assert_eq!(metric(&gateway, "patchwarden_drift_total").await, "3");
+    gateway.cli_ok(&["verify"]);
+}
+
+/// What is older than the log, or gone, is believed after a minute of the same.
+#[tokio::test]
+async fn an_upstream_that_went_back_and_a_removal_past_the_gateway_are_drift_of_two_kinds() {
+    const OTHER: &str = "0b9c3a52-7d3f-4f7e-9a43-000000000001";
+    let upstream = upstream_with(Some(good_attach()));
+    upstream.attach(OTHER, &good_attach());
+    let gateway = Gateway::before(&upstream.url()).start().await;
+    upstream.capture();
+    let change = async |identity: &str, seconds: u64| {
+        let body = good_patch(&json!({"accessTokenTTL": seconds}));
+        gateway.patch(&jwt_auth_path(identity), &body).await
+    };
+    assert_eq!((change(IDENTITY, 1900).await.status, change(OTHER, 1900).await.status), (200, 200));
+    upstream.always(read(), Act::ServeOldState);
+    let token = [("authorization", "Bearer somebody-else")];
+    let removed = client::request(upstream.addr(), "DELETE", &jwt_auth_path(OTHER), &token, None).await;
+    assert_eq!(removed.status, 200, "{}", removed.text());
+
+    let believed = async |identity: &str| {
+        let since = Instant::now();
+        loop {
+            let answer = change(identity, 1800).await;
+            if answer.status == 200 || answer.json()["code"] != "before.stale" {
+                return answer;
+            }
+            assert!(since.elapsed() < Duration::from_secs(90), "it is never believed");
+        }
+    };
+    let (back, gone) = tokio::join!(believed(IDENTITY), believed(OTHER));
+    assert_eq!(back.status, 200, "{}", back.text());
+    assert!(back.all("patchwarden-warning").iter().any(|warning| warning.starts_with("rolled-back:")));
+    assert_eq!(gone.json()["code"], "before.absent", "{}", gone.text());
+    let drift = |identity: &str| {
+        let found = gateway.history(&["--kind", "drift", "--target", identity])["changes"].clone();
+        assert_eq!(found.as_array().map(Vec::len), Some(1), "{found}");
+        found[0].clone()
+    };
+    let (went_back, removed) = (drift(IDENTITY), drift(OTHER));
+    assert_eq!((&went_back["rolled_back"], &removed["rolled_back"]), (&json!(true), &json!(false)));
+    assert_eq!(went_back["diff"][0]["value"], 3600, "{went_back}");
+    assert_eq!(gateway.show(&change_of(&back))["drift"]["kind"], "rolled_back");
+    assert_eq!((&removed["after"], &removed["summary"]), (&Value::Null, &json!("revoked")));
+    assert_eq!(gateway.show(&change_of(&gone))["drift"], removed["diff"]);
     gateway.cli_ok(&["verify"]);
 }
 
