@@ -234,7 +234,10 @@ async fn verified(file: &Path) -> Result<Vec<Kept>, Error> {
 fn create(path: &Path) -> Result<(), Error> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     made.map(drop).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => taken(path),
+        ErrorKind::AlreadyExists => Error::Wait(format!(
+            "{} is there: another backup is being made, or was cut short; then remove it",
+            path.display()
+        )),
         _ => failed(path, &error),
     })
 }

@@ -414,6 +414,35 @@ async fn changes_go_on_while_much_is_removed_and_the_file_gets_smaller() {
 }
 
 #[tokio::test]
+async fn a_prune_that_is_killed_is_finished_by_the_next() {
+    let (_upstream, mut gateway) = attached().await;
+    for ttl in 0..300 {
+        applied(&gateway, 1000 + ttl % 2).await;
+    }
+    a_second_later().await;
+    let mut command = gateway.command(&["prune", "--older-than", "1s"]);
+    let pruning = std::thread::spawn(move || command.output().unwrap());
+    let since = std::time::Instant::now();
+    // The entry comes first, so from here on some payloads may be gone.
+    while !lifecycle(&gateway).await.iter().any(|name| name == "prune") {
+        assert!(since.elapsed().as_secs() < 20);
+    }
+    gateway.kill();
+    let output = pruning.join().unwrap();
+    gateway.restart().await;
+    let logs = verified(&gateway);
+    assert!(logs[0]["pruned"].as_u64().unwrap() <= 598, "{logs}");
+    // Killed in the middle the command says so; a moment later it had done its work.
+    assert!([Some(0), Some(3)].contains(&output.status.code()), "{output:?}");
+    gateway.cli_ok(&["prune", "--older-than", "1s"]);
+    let logs = verified(&gateway);
+    assert_eq!(logs[0]["pruned"], 598, "{logs}");
+    let changes = gateway.history(&["--limit", "1000"])["changes"].as_array().unwrap().clone();
+    assert_eq!(changes.iter().filter(|change| change["pruned"] == true).count(), 299);
+    assert!(lifecycle(&gateway).await.contains(&"unclean_stop".to_owned()));
+}
+
+#[tokio::test]
 async fn only_operators_prune_and_only_what_is_past() {
     let (_upstream, gateway) = attached().await;
     let (reader, operator) = (gateway.admin_token("reader"), gateway.admin_token("operator"));
@@ -464,6 +493,8 @@ async fn a_backup_made_under_load_is_whole_private_and_never_over_another_file()
     assert!(out.contains("verified") && err.contains("it holds no keys"), "{out}{err}");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    // Not in WAL mode: it is read also where nothing can be written beside it.
+    assert_eq!(fs::read(&file).unwrap()[18..20], [1, 1]);
     for key in ["fingerprint.key", "log.key"] {
         let text = fs::read_to_string(gateway.data().join(key)).unwrap();
         assert!(!holds(&file, text.trim()), "{key}");
@@ -558,7 +589,10 @@ async fn a_backup_is_put_back_only_where_it_belongs_and_says_what_it_does_not_ho
     assert_eq!(fs::metadata(&store).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::read(path("backup.db")).unwrap(), backup, "the backup stays as it is");
     gateway.restart().await;
-    assert_eq!(gateway.wait_for_event("succession").await["previous"], verified(&gateway)[0]["origin"]);
+    let previous = gateway.wait_for_event("succession").await["previous"].clone();
+    let logs = verified(&gateway).as_array().unwrap().clone();
+    assert_eq!(logs.len(), 2);
+    assert!(logs.iter().any(|log| log["origin"] == previous && log["size"] == 3), "{logs:?}");
     assert_eq!(gateway.show(&kept)["outcome"], "applied");
     assert_eq!(gateway.cli(&["show", &lost]).status.code(), Some(1));
     let drifted = gateway.show(&applied(&gateway, 1000).await);
