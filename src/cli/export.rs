@@ -30,7 +30,8 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let mut logs = reader.logs().await.map_err(unable)?;
     logs.retain(|log| args.log.as_ref().is_none_or(|wanted| log.origin == *wanted));
     if let Some(wanted) = args.log.as_ref().filter(|_| logs.is_empty()) {
-        let message = format!("{} holds no log {wanted}; `patchwarden store status` lists them", config.store);
+        let message =
+            format!("{} holds no log {wanted}; `patchwarden store status` lists them", config.store);
         return Err(Failure { code: WRONG, message });
     }
     let mut written = 0;
@@ -49,7 +50,10 @@ async fn one(reader: &Reader, log: &LogRow, from: u64, config: &Config) -> Resul
         let mut entries = entries.map_err(|error| store_failed(config, &error.to_string()))?;
         entries.retain(|entry| entry.index < log.size);
         let Some(last) = entries.last() else {
-            let message = format!("{}: entry {next} of {} is missing; see `patchwarden verify`", config.store, log.origin);
+            let message = format!(
+                "{}: entry {next} of {} is missing; see `patchwarden verify`",
+                config.store, log.origin
+            );
             return Err(Failure { code: UNABLE, message });
         };
         next = last.index + 1;

@@ -343,6 +343,43 @@ fn found_in(gateway: &Gateway, filter: &[&str]) -> usize {
 }
 
 #[tokio::test]
+async fn what_is_exported_gives_the_same_root_to_whoever_has_nothing_else() {
+    let Told { gateway, .. } = told().await;
+    a_second_later().await;
+    gateway.cli_ok(&["prune", "--older-than", "1s"]);
+    let log = verified(&gateway)[0].clone();
+    let exported = gateway.cli_ok(&["export"]);
+    let mut tree = ct_merkle::mem_backed_tree::MemoryBackedTree::<sha2::Sha256, Vec<u8>>::new();
+    let mut pruned = 0;
+    for (index, line) in exported.lines().enumerate() {
+        let entry: Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&entry["index"], &entry["origin"]), (&json!(index), &log["origin"]));
+        let envelope = entry["envelope"].as_str().unwrap();
+        let said: Value = serde_json::from_str(envelope).unwrap();
+        match (entry["payload"].as_str(), entry["salt"].as_str()) {
+            (Some(payload), Some(salt)) => {
+                use sha2::Digest as _;
+                let salt = hex::decode(salt).unwrap();
+                let hash = sha2::Sha256::new().chain_update(b"patchwarden.payload.v1\0").chain_update(salt);
+                let digest = hex::encode(hash.chain_update(payload).finalize());
+                assert_eq!(said["payload"], format!("sha256:{digest}"), "{line}");
+            }
+            _ => pruned += 1,
+        }
+        tree.push(envelope.as_bytes().to_vec());
+    }
+    assert_eq!((log["size"].as_u64(), pruned), (Some(exported.lines().count() as u64), 5));
+    assert_eq!(log["root"], hex::encode(tree.root().as_bytes()));
+
+    let origin = log["origin"].as_str().unwrap();
+    let rest = gateway.cli_ok(&["export", "--log", origin, "--from", "3"]);
+    assert_eq!(exported.lines().skip(3).collect::<Vec<_>>(), rest.lines().collect::<Vec<_>>());
+    let none = gateway.cli(&["export", "--log", "nobody/00"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("nobody/00"));
+}
+
+#[tokio::test]
 async fn what_is_removed_without_retention_saying_so_is_found() {
     let Told { mut gateway, .. } = told().await;
     a_second_later().await;
