@@ -682,6 +682,9 @@ async fn a_store_of_every_schema_opens_verifies_and_goes_on() {
         connection.close().await.unwrap();
         assert_eq!(version, schema);
 
+        if schema < newest_schema() {
+            put_back_before_an_upgrade(folder.path(), schema, size);
+        }
         let mut gateway = Gateway::before(&upstream.url()).folder(folder.path()).start().await;
         let changes = gateway.history(&[])["changes"].as_array().unwrap().clone();
         let told: Vec<_> = changes.iter().map(|change| (&change["decision"], &change["outcome"])).collect();
@@ -703,6 +706,27 @@ async fn a_store_of_every_schema_opens_verifies_and_goes_on() {
         tried += 1;
     }
     assert!(tried >= 3);
+}
+
+/// Before anything migrates it, a store is not read; it is backed up, and the backup put back in its place.
+fn put_back_before_an_upgrade(folder: &Path, schema: i64, size: i64) {
+    let idle = Gateway::before("http://127.0.0.1:9").folder(folder).idle();
+    let store = store_of(&idle);
+    let before = fs::read(&store).unwrap();
+    let backup = folder.join("before.db").display().to_string();
+    let (code, out, err) = run(&idle, &["backup", &backup]);
+    assert_eq!(code, Some(0), "{schema}: {err}");
+    assert!(out.contains(&format!("{size} entries")), "{schema}: {out}");
+    assert!(err.contains("the log is not told of it"), "{schema}: {err}");
+    let (code, _, err) = run(&idle, &["history"]);
+    assert_eq!(code, Some(3), "{err}");
+    assert!(err.contains(&format!("has schema {schema} and this version reads")), "{err}");
+    assert!(fs::read(&store).unwrap() == before, "{schema}: it was written to");
+    fs::remove_file(&store).unwrap();
+    let (code, _, err) = run(&idle, &["restore", &backup]);
+    assert_eq!(code, Some(0), "{schema}: {err}");
+    let left: Vec<_> = fs::read_dir(idle.data()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("looked")), "{left:?}");
 }
 
 /// Writes the fixtures anew with `PATCHWARDEN_TEST_FIXTURES=make`: a log of this version, in tables of each older schema.
