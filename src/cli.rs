@@ -9,6 +9,7 @@ mod backup;
 mod check;
 mod config;
 mod demo;
+mod export;
 mod health;
 mod history;
 mod identity;
@@ -130,6 +131,14 @@ enum Command {
         settings: Settings,
         #[command(flatten)]
         args: keys::Args,
+    },
+    /// Write the log as it is stored, one entry a line, for whoever checks or keeps it elsewhere
+    #[command(after_help = "Example: patchwarden export > log.ndjson")]
+    Export {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: export::Args,
     },
     /// Remove what was recorded longer ago than this; that it was recorded stays, and every proof with it
     #[command(after_help = "Example: patchwarden prune --older-than 365d")]
@@ -305,6 +314,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Verify { settings, args } => verify::run(&args, &settings.load(false)?).await,
         Command::Prove { settings, args } => prove::run(&args, &settings.load(false)?).await,
         Command::Keys { settings, args } => keys::run(&args, &settings.load(false)?).await,
+        Command::Export { settings, args } => export::run(&args, &settings.load(false)?).await,
         Command::Prune { settings, args } => prune::run(&args, &settings.load(false)?).await,
         Command::Backup { settings, args } => backup::run(&args, &settings.load(false)?).await,
         Command::Restore { settings, args } => restore::run(&args, &settings.load(false)?).await,

@@ -19,6 +19,11 @@ pub use database::Database;
 pub use postgres::{Server, grants, migrate};
 pub use reader::Reader;
 
+/// Whether the file of an SQLite store has the schema of this version; else it is an older one.
+pub async fn is_current(path: &Path) -> Result<bool, Error> {
+    sqlite::is_current(path).await
+}
+
 /// Copies a store into an empty file, as it is at one moment, beside whoever writes it. Nothing is synced.
 pub async fn snapshot(from: &Path, into: &Path) -> Result<(), Error> {
     sqlite::snapshot(from, into).await

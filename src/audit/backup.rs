@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use super::verify::{self, Fault};
 use super::writer::outside_head;
 use crate::clock::Time;
 use crate::keys::{self, Keys};
-use crate::store::{self, Error, Location, Reader};
+use crate::store::{self, Database, Error, Location, Reader};
 
 /// What a backup holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ pub async fn make(store: &Location, to: &Path) -> Result<Backup, Error> {
     let made = async {
         store::snapshot(from, &part).await?;
         sync(&part)?;
-        let whole = verified(&part).await?;
+        let whole = verified(&Readable::of(&part, &beside(to, "looked")).await?, to).await?;
         // Linked and not renamed: that fails where a file has come to be there meanwhile.
         put(&part, to)?;
         Ok(whole)
@@ -107,11 +107,11 @@ pub enum Since {
 
 /// Looks at a backup as what this data folder would go on with. An error says why it cannot.
 pub async fn look(file: &Path, store: &Location, data: &Path, keys: &Keys) -> Result<Found, Error> {
-    if !matches!(store, Location::Sqlite(_)) {
+    let Location::Sqlite(place) = store else {
         return Err(Error::Wait(format!(
             "{store} is restored by PostgreSQL's own means: pg_restore, or a base backup with its WAL (docs/fleets.md)"
         )));
-    }
+    };
     let wal = beside_raw(file, "-wal");
     if fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
         return Err(Error::Fatal(format!(
@@ -120,8 +120,9 @@ pub async fn look(file: &Path, store: &Location, data: &Path, keys: &Keys) -> Re
             file.display()
         )));
     }
-    let logs = verified(file).await?;
-    let reader = Reader::open(&Location::Sqlite(file.to_owned())).await?;
+    let readable = Readable::of(file, &beside(place, "looked")).await?;
+    let logs = verified(&readable, file).await?;
+    let reader = Reader::open(&readable.location()).await?;
     let found = ours(&reader, &logs, file, store, data, keys).await;
     reader.close().await;
     let (ours, since) = found?;
@@ -202,17 +203,50 @@ pub fn place(file: &Path, store: &Location, data: &Path) -> Result<(), Error> {
     }
     let part = beside(to, "partial");
     create(&part)?;
-    let copied = fs::copy(file, &part).map_err(|error| failed(&part, &error));
-    let placed = copied.and_then(|_| private(&part)).and_then(|()| sync(&part)).and_then(|()| put(&part, to));
+    let copied = fs::copy(file, &part).and_then(|_| private(&part)).map_err(|error| failed(&part, &error));
+    let placed = copied.and_then(|()| sync(&part)).and_then(|()| put(&part, to));
     if placed.is_err() {
         let _ = fs::remove_file(&part);
     }
     placed
 }
 
-/// The logs of a file that tells one story.
-async fn verified(file: &Path) -> Result<Vec<Kept>, Error> {
-    let found = verify::run(&Location::Sqlite(file.to_owned()), |_| ()).await?;
+/// A store that this version can read: a file itself, or, where an older version made it, a copy that is migrated.
+struct Readable {
+    path: PathBuf,
+    is_copy: bool,
+}
+
+impl Readable {
+    async fn of(file: &Path, copy: &Path) -> Result<Self, Error> {
+        if store::is_current(file).await? {
+            return Ok(Self { path: file.to_owned(), is_copy: false });
+        }
+        create(copy)?;
+        let readable = Self { path: copy.to_owned(), is_copy: true };
+        fs::copy(file, copy).and_then(|_| private(copy)).map_err(|error| failed(copy, &error))?;
+        let mut database = Database::open(&readable.location(), false).await?;
+        let settled = database.settle().await;
+        database.close().await;
+        settled.map(|()| readable)
+    }
+
+    fn location(&self) -> Location {
+        Location::Sqlite(self.path.clone())
+    }
+}
+
+impl Drop for Readable {
+    fn drop(&mut self) {
+        for end in ["", "-wal", "-shm"].iter().filter(|_| self.is_copy) {
+            let _ = fs::remove_file(beside_raw(&self.path, end));
+        }
+    }
+}
+
+/// The logs of a file that tells one story; `file` is its name.
+async fn verified(readable: &Readable, file: &Path) -> Result<Vec<Kept>, Error> {
+    let found = verify::run(&readable.location(), |_| ()).await?;
     if let Some((origin, Fault { index, what })) =
         found.iter().find_map(|log| Some((&log.origin, log.fault.as_ref()?)))
     {
@@ -226,14 +260,16 @@ async fn verified(file: &Path) -> Result<Vec<Kept>, Error> {
 fn create(path: &Path) -> Result<(), Error> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     made.map(drop).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => taken(path),
+        ErrorKind::AlreadyExists => Error::Wait(format!(
+            "{} is there: another backup is being made, or was cut short; then remove it",
+            path.display()
+        )),
         _ => failed(path, &error),
     })
 }
 
-fn private(path: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|error| failed(path, &error))
+fn private(path: &Path) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
 }
 
 fn sync(path: &Path) -> Result<(), Error> {

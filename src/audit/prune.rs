@@ -87,10 +87,17 @@ impl Audit {
 
     /// Gives free space back, some pages at a time, and empties the WAL of what was removed.
     async fn give_back(&self, reader: &Reader, until: Instant) -> Result<bool, String> {
-        while reader.free_pages().await.map_err(|error| error.to_string())? > 0 {
+        let mut left = u64::MAX;
+        loop {
+            let free = reader.free_pages().await.map_err(|error| error.to_string())?;
+            // A file that was not made to give space back uses it again.
+            if free == 0 || free >= left {
+                break;
+            }
             if Instant::now() >= until {
                 return Ok(false);
             }
+            left = free;
             self.do_now(TargetOp::Vacuum).await?;
         }
         self.written(Group { settle: true, ..Group::default() }).await.map(|()| true)
@@ -102,7 +109,7 @@ impl Audit {
 
     async fn written(&self, group: Group) -> Result<(), String> {
         self.write(group, self.0.settings.commit_wait.0).await.map(drop).map_err(|error| match error {
-            NotWritten::Lost => "the log is busy".to_owned(),
+            NotWritten::Lost => "another gateway holds a row of it; ask again".to_owned(),
             NotWritten::Unavailable(cause) => cause,
         })
     }

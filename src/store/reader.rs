@@ -109,7 +109,7 @@ impl Reader {
         either!(self, reader => reader.rows_at(places).await)
     }
 
-    /// Rows of the projection.
+    /// Rows of the projection, without rules, pointers and the text to search: they are long.
     pub async fn changes_at(&self, rows: &[i64]) -> Result<Vec<ChangeRow>, Error> {
         either!(self, reader => reader.changes_at(rows).await)
     }

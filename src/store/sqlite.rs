@@ -69,7 +69,7 @@ struct File {
 impl Database {
     /// Opens the file and migrates it as needed; makes a new one only if `may_create`.
     pub async fn open(path: &Path, may_create: bool) -> Result<Self, Error> {
-        let is_new = inspect(path).await?;
+        let is_new = inspect(path).await?.is_none();
         if is_new && !may_create {
             let what = "the store this gateway was writing is gone or was emptied; put it back, or restart to see what is there";
             return Err(Error::Wait(format!("{}: {what}", path.display())));
@@ -611,8 +611,8 @@ impl Database {
 
 /// Copies a store into an empty file, in one read.
 pub(super) async fn snapshot(from: &Path, into: &Path) -> Result<(), Error> {
-    if inspect(from).await? {
-        return Err(Error::Wait(format!("{} does not exist or is empty", from.display())));
+    if inspect(from).await?.is_none() {
+        return Err(missing(from));
     }
     let options = SqliteConnectOptions::new()
         .filename(from)
@@ -634,10 +634,20 @@ pub(super) async fn snapshot(from: &Path, into: &Path) -> Result<(), Error> {
     }
 }
 
-/// Whether the file is new or empty; an error when it is not ours.
-async fn inspect(path: &Path) -> Result<bool, Error> {
+/// Whether a store has the schema of this version: else it is an older one.
+pub(super) async fn is_current(path: &Path) -> Result<bool, Error> {
+    let schema = inspect(path).await?;
+    schema.map(|schema| schema == SCHEMA).ok_or_else(|| missing(path))
+}
+
+fn missing(path: &Path) -> Error {
+    Error::Wait(format!("{} does not exist or is empty; is this the right name?", path.display()))
+}
+
+/// The schema of a file, nothing when it is new or empty; an error when it is not ours.
+async fn inspect(path: &Path) -> Result<Option<i64>, Error> {
     if fs::metadata(path).map_or(true, |file| file.len() == 0) {
-        return Ok(true);
+        return Ok(None);
     }
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -652,7 +662,7 @@ async fn inspect(path: &Path) -> Result<bool, Error> {
             .await?;
     let _ = connection.close().await;
     if application == 0 && tables == 0 {
-        return Ok(true);
+        return Ok(None);
     }
     if application != APPLICATION {
         let what = format!(
@@ -668,7 +678,7 @@ async fn inspect(path: &Path) -> Result<bool, Error> {
         );
         return Err(Error::Fatal(what));
     }
-    Ok(false)
+    Ok(Some(schema))
 }
 
 async fn ask(connection: &mut SqliteConnection, path: &Path, text: &'static str) -> Result<i64, Error> {

@@ -343,6 +343,43 @@ fn found_in(gateway: &Gateway, filter: &[&str]) -> usize {
 }
 
 #[tokio::test]
+async fn what_is_exported_gives_the_same_root_to_whoever_has_nothing_else() {
+    let Told { gateway, .. } = told().await;
+    a_second_later().await;
+    gateway.cli_ok(&["prune", "--older-than", "1s"]);
+    let log = verified(&gateway)[0].clone();
+    let exported = gateway.cli_ok(&["export"]);
+    let mut tree = ct_merkle::mem_backed_tree::MemoryBackedTree::<sha2::Sha256, Vec<u8>>::new();
+    let mut pruned = 0;
+    for (index, line) in exported.lines().enumerate() {
+        let entry: Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&entry["index"], &entry["origin"]), (&json!(index), &log["origin"]));
+        let envelope = entry["envelope"].as_str().unwrap();
+        let said: Value = serde_json::from_str(envelope).unwrap();
+        match (entry["payload"].as_str(), entry["salt"].as_str()) {
+            (Some(payload), Some(salt)) => {
+                use sha2::Digest as _;
+                let salt = hex::decode(salt).unwrap();
+                let hash = sha2::Sha256::new().chain_update(b"patchwarden.payload.v1\0").chain_update(salt);
+                let digest = hex::encode(hash.chain_update(payload).finalize());
+                assert_eq!(said["payload"], format!("sha256:{digest}"), "{line}");
+            }
+            _ => pruned += 1,
+        }
+        tree.push(envelope.as_bytes().to_vec());
+    }
+    assert_eq!((log["size"].as_u64(), pruned), (Some(exported.lines().count() as u64), 5));
+    assert_eq!(log["root"], hex::encode(tree.root().as_bytes()));
+
+    let origin = log["origin"].as_str().unwrap();
+    let rest = gateway.cli_ok(&["export", "--log", origin, "--from", "3"]);
+    assert_eq!(exported.lines().skip(3).collect::<Vec<_>>(), rest.lines().collect::<Vec<_>>());
+    let none = gateway.cli(&["export", "--log", "nobody/00"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("nobody/00"));
+}
+
+#[tokio::test]
 async fn what_is_removed_without_retention_saying_so_is_found() {
     let Told { mut gateway, .. } = told().await;
     a_second_later().await;
@@ -414,6 +451,35 @@ async fn changes_go_on_while_much_is_removed_and_the_file_gets_smaller() {
 }
 
 #[tokio::test]
+async fn a_prune_that_is_killed_is_finished_by_the_next() {
+    let (_upstream, mut gateway) = attached().await;
+    for ttl in 0..300 {
+        applied(&gateway, 1000 + ttl % 2).await;
+    }
+    a_second_later().await;
+    let mut command = gateway.command(&["prune", "--older-than", "1s"]);
+    let pruning = std::thread::spawn(move || command.output().unwrap());
+    let since = std::time::Instant::now();
+    // The entry comes first, so from here on some payloads may be gone.
+    while !lifecycle(&gateway).await.iter().any(|name| name == "prune") {
+        assert!(since.elapsed().as_secs() < 20);
+    }
+    gateway.kill();
+    let output = pruning.join().unwrap();
+    gateway.restart().await;
+    let logs = verified(&gateway);
+    assert!(logs[0]["pruned"].as_u64().unwrap() <= 598, "{logs}");
+    // Killed in the middle the command says so; a moment later it had done its work.
+    assert!([Some(0), Some(3)].contains(&output.status.code()), "{output:?}");
+    gateway.cli_ok(&["prune", "--older-than", "1s"]);
+    let logs = verified(&gateway);
+    assert_eq!(logs[0]["pruned"], 598, "{logs}");
+    let changes = gateway.history(&["--limit", "1000"])["changes"].as_array().unwrap().clone();
+    assert_eq!(changes.iter().filter(|change| change["pruned"] == true).count(), 299);
+    assert!(lifecycle(&gateway).await.contains(&"unclean_stop".to_owned()));
+}
+
+#[tokio::test]
 async fn only_operators_prune_and_only_what_is_past() {
     let (_upstream, gateway) = attached().await;
     let (reader, operator) = (gateway.admin_token("reader"), gateway.admin_token("operator"));
@@ -464,6 +530,8 @@ async fn a_backup_made_under_load_is_whole_private_and_never_over_another_file()
     assert!(out.contains("verified") && err.contains("it holds no keys"), "{out}{err}");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    // Not in WAL mode: it is read also where nothing can be written beside it.
+    assert_eq!(fs::read(&file).unwrap()[18..20], [1, 1]);
     for key in ["fingerprint.key", "log.key"] {
         let text = fs::read_to_string(gateway.data().join(key)).unwrap();
         assert!(!holds(&file, text.trim()), "{key}");
@@ -558,7 +626,10 @@ async fn a_backup_is_put_back_only_where_it_belongs_and_says_what_it_does_not_ho
     assert_eq!(fs::metadata(&store).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::read(path("backup.db")).unwrap(), backup, "the backup stays as it is");
     gateway.restart().await;
-    assert_eq!(gateway.wait_for_event("succession").await["previous"], verified(&gateway)[0]["origin"]);
+    let previous = gateway.wait_for_event("succession").await["previous"].clone();
+    let logs = verified(&gateway).as_array().unwrap().clone();
+    assert_eq!(logs.len(), 2);
+    assert!(logs.iter().any(|log| log["origin"] == previous && log["size"] == 3), "{logs:?}");
     assert_eq!(gateway.show(&kept)["outcome"], "applied");
     assert_eq!(gateway.cli(&["show", &lost]).status.code(), Some(1));
     let drifted = gateway.show(&applied(&gateway, 1000).await);
@@ -611,6 +682,9 @@ async fn a_store_of_every_schema_opens_verifies_and_goes_on() {
         connection.close().await.unwrap();
         assert_eq!(version, schema);
 
+        if schema < newest_schema() {
+            put_back_before_an_upgrade(folder.path(), schema, size);
+        }
         let mut gateway = Gateway::before(&upstream.url()).folder(folder.path()).start().await;
         let changes = gateway.history(&[])["changes"].as_array().unwrap().clone();
         let told: Vec<_> = changes.iter().map(|change| (&change["decision"], &change["outcome"])).collect();
@@ -632,6 +706,27 @@ async fn a_store_of_every_schema_opens_verifies_and_goes_on() {
         tried += 1;
     }
     assert!(tried >= 3);
+}
+
+/// Before anything migrates it, a store is not read; it is backed up, and the backup put back in its place.
+fn put_back_before_an_upgrade(folder: &Path, schema: i64, size: i64) {
+    let idle = Gateway::before("http://127.0.0.1:9").folder(folder).idle();
+    let store = store_of(&idle);
+    let before = fs::read(&store).unwrap();
+    let backup = folder.join("before.db").display().to_string();
+    let (code, out, err) = run(&idle, &["backup", &backup]);
+    assert_eq!(code, Some(0), "{schema}: {err}");
+    assert!(out.contains(&format!("{size} entries")), "{schema}: {out}");
+    assert!(err.contains("the log is not told of it"), "{schema}: {err}");
+    let (code, _, err) = run(&idle, &["history"]);
+    assert_eq!(code, Some(3), "{err}");
+    assert!(err.contains(&format!("has schema {schema} and this version reads")), "{err}");
+    assert!(fs::read(&store).unwrap() == before, "{schema}: it was written to");
+    fs::remove_file(&store).unwrap();
+    let (code, _, err) = run(&idle, &["restore", &backup]);
+    assert_eq!(code, Some(0), "{schema}: {err}");
+    let left: Vec<_> = fs::read_dir(idle.data()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("looked")), "{left:?}");
 }
 
 /// Writes the fixtures anew with `PATCHWARDEN_TEST_FIXTURES=make`: a log of this version, in tables of each older schema.

@@ -12,7 +12,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteRo
 use sqlx::{ConnectOptions as _, QueryBuilder, Row as _};
 
 use super::super::{Bearing, ChangeQuery, ChangeRow, Error, Held, LogRow, Standing, StoredEntry, TokenRow};
-use super::{ENTRY, TOKENS, entry_at, inside, inspect, opening, signed, stored, target, token, unsigned};
+use super::{
+    ENTRY, SCHEMA, TOKENS, entry_at, inside, inspect, opening, signed, stored, target, token, unsigned,
+};
 
 const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, \
      warned, rules, pointers, search, outcome_row, settlement_row, origin FROM changes ";
@@ -31,11 +33,15 @@ impl Reader {
             };
             return Err(Error::Wait(format!("{}: {hint}", path.display())));
         }
-        if inspect(path).await? {
-            return Err(Error::Wait(format!(
-                "{} is empty; has a gateway run with this store?",
-                path.display()
-            )));
+        let what = match inspect(path).await? {
+            None => "is empty; has a gateway run with this store?".to_owned(),
+            Some(schema) if schema < SCHEMA => format!(
+                "has schema {schema} and this version reads {SCHEMA}; a gateway of this version migrates it when it starts, after a `patchwarden backup`"
+            ),
+            Some(_) => String::new(),
+        };
+        if !what.is_empty() {
+            return Err(Error::Wait(format!("{} {what}", path.display())));
         }
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -214,7 +220,7 @@ impl Reader {
 
     /// Rows of the projection.
     pub async fn changes_at(&self, rows: &[i64]) -> Result<Vec<ChangeRow>, Error> {
-        let mut query = QueryBuilder::new(COLUMNS);
+        let mut query = QueryBuilder::new(COLUMNS.replace("rules, pointers, search", "'', '', ''"));
         query.push("WHERE row IN (");
         let mut list = query.separated(", ");
         for row in rows {
