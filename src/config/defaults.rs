@@ -93,7 +93,7 @@ const OWN: &[(&str, Kind, &str, &str)] = &[
     ("audit.lease", TEXT, "\"10s\"", "how long other gateways on one PostgreSQL take this one to be alive unheard"),
     ("audit.wal_soft", TEXT, "\"64MiB\"", "write-ahead log size from which it is folded in with more effort"),
     ("audit.wal_hard", TEXT, "\"512MiB\"", "write-ahead log size from which no change is let through"),
-    ("audit.reserve", TEXT, "\"256MiB\"", "disk space to be kept for outcomes; read, not enforced yet"),
+    ("audit.reserve", TEXT, "\"256MiB\"", "disk space kept for outcomes, beside room for wal_hard; with less left no change is let through"),
     ("log.format", TEXT, "?\"json\"", "pretty | json; default: pretty on a terminal, else json"),
     ("log.level", TEXT, "\"info\"", "off | error | warn | info | debug | trace"),
 ];
