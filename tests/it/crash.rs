@@ -893,3 +893,54 @@ async fn a_reserve_that_the_disk_does_not_have_refuses_changes_and_nothing_else(
     assert_eq!(gateway.admin_get("/metrics", Some(&token)).await.status, 401);
     assert!(gateway.cli(&["verify"]).status.success());
 }
+
+#[tokio::test]
+async fn a_wall_clock_that_steps_moves_no_entry_before_another_and_makes_nothing_late() {
+    const HOUR: i64 = 3600;
+    let (upstream, recorder) = (Upstream::start(), Recorder::new());
+    attach_all(&upstream, 1);
+    let config = "[upstream]\nlate_write_limit = \"3s\"\n[limits]\nforward = \"1s\"\nbefore = \"1s\"\n";
+    let mut gateway = recorder.under(Gateway::before(&upstream.url()).config(config)).start().await;
+    let (path, mut value) = (jwt_auth_path(&identity(0)), 1000);
+    let mut unsettled = Vec::new();
+    for clock in [HOUR, -HOUR, 0] {
+        value += 1;
+        assert_eq!(gateway.patch(&path, &numbered(value)).await.status, 200);
+        upstream.script("PATCH", Act::StallForever);
+        let lost = gateway.patch(&path, &numbered(value + 1)).await;
+        assert_eq!(lost.status, 504, "{}", lost.text());
+        let since = Instant::now();
+        recorder.set_clock(clock);
+        let soon = gateway.patch(&path, &numbered(value + 2)).await;
+        assert_eq!(soon.json()["code"], "target.unsettled", "{clock}: an hour has not passed");
+        value += 3;
+        while gateway.patch(&path, &numbered(value)).await.status != 200 {
+            assert!(since.elapsed() < PATIENCE, "{clock}: it is held for ever");
+            value += 1;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(since.elapsed() > Duration::from_secs(2), "{clock}: it was settled early");
+        unsettled.push(change_of(&lost));
+    }
+    for change in unsettled {
+        assert_eq!(gateway.show(&change)["settlement"]["result"], "not_applied");
+    }
+    recorder.set_clock(-2 * HOUR);
+    gateway.kill();
+    gateway.restart().await;
+    assert_eq!(gateway.patch(&path, &numbered(value + 1)).await.status, 200);
+    assert!(gateway.cli(&["verify"]).status.success());
+    assert!(gateway.terminate().await.success());
+    let (log, _) = read_log(&gateway.data().join(STORE)).await;
+    let log: Vec<Value> = log.iter().map(|entry| serde_json::from_slice(entry).unwrap()).collect();
+    let times: Vec<i64> = log.iter().map(|entry| entry["at"].as_i64().unwrap()).collect();
+    assert!(times.is_sorted_by(|earlier, later| earlier < later), "{times:?}");
+    let steps = log.iter().filter(|entry| entry["operation"] == "lifecycle.clock").count();
+    assert_eq!(steps, 3, "each step under a running gateway is in the log");
+    let seqs: Vec<u64> = log
+        .iter()
+        .filter(|entry| entry["kind"] == "attempt")
+        .filter_map(|entry| entry["seq"].as_u64())
+        .collect();
+    assert!(seqs.is_sorted_by(|earlier, later| earlier < later), "{seqs:?}");
+}
