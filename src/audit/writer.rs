@@ -241,7 +241,7 @@ impl Writer {
                 && Instant::now() >= self.next_try
                 && let Err(error) = self.open().await
             {
-                if matches!(error, store::Error::InDoubt(_)) {
+                if matches!(error, store::Error::InDoubt(_) | store::Error::Unreadable(_)) {
                     self.close_reader().await;
                 }
                 self.down(&error.to_string());

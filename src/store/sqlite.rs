@@ -605,7 +605,7 @@ fn opening(path: &Path, error: &sqlx::Error) -> Error {
         Some(11 | 26) => {
             Error::Fatal(format!("{what}; it is no database or damaged: restore it from a backup"))
         }
-        Some(10) => Error::InDoubt(what),
+        Some(10) => Error::Unreadable(what),
         _ => Error::Wait(what),
     }
 }
