@@ -372,10 +372,10 @@ async fn serve_socket(
     stop: CancellationToken,
 ) {
     let mut status = audit.watch();
-    let up = stop
-        .run_until_cancelled(async { status.wait_for(|status| *status == Status::Up).await.is_ok() })
-        .await;
-    if up != Some(true) {
+    // A store that was opened shows it too, when its disk has no room for changes.
+    let is_locked = |status: &Status| *status == Status::Up || audit.reader().is_some();
+    let locked = stop.run_until_cancelled(async { status.wait_for(is_locked).await.is_ok() }).await;
+    if locked != Some(true) {
         return;
     }
     match Socket::bind(&path) {

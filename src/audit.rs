@@ -72,7 +72,7 @@ pub struct Settings {
     pub wal_soft: Size,
     /// From this size on changes are refused.
     pub wal_hard: Size,
-    /// Disk space kept for outcomes; read, not enforced yet.
+    /// With less than this and `wal_hard` left on the disk, changes are refused: it is kept for outcomes.
     pub reserve: Size,
     /// How long other gateways on the same PostgreSQL take this one to be alive without hearing of it.
     pub lease: Span,

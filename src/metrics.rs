@@ -112,6 +112,8 @@ pub struct Metrics {
     pub in_flight: Family<ClassLabels, Gauge>,
     pub connections: Gauge,
     pub audit_up: Gauge,
+    /// Of the disk that holds an SQLite store.
+    pub store_free_bytes: Gauge,
     /// 1 while new TLS files are wrong and the old ones in use.
     pub tls_reload_failed: Gauge,
     pub policy_reload_failed: Gauge,
@@ -157,6 +159,7 @@ impl Metrics {
             in_flight: Family::default(),
             connections: Gauge::default(),
             audit_up: Gauge::default(),
+            store_free_bytes: Gauge::default(),
             tls_reload_failed: Gauge::default(),
             policy_reload_failed: Gauge::default(),
         };
@@ -217,6 +220,11 @@ impl Metrics {
         registry.register("in_flight", "Requests being handled", m.in_flight.clone());
         registry.register("connections", "Open connections of the gateway's port", m.connections.clone());
         registry.register("audit_up", "1 while the log can be written", m.audit_up.clone());
+        registry.register(
+            "store_free_bytes",
+            "Space left on the disk of an SQLite store, as of the last batch",
+            m.store_free_bytes.clone(),
+        );
         registry.register(
             "policy_reload_failed",
             "1 while changed policies are wrong and what was loaded before is in force",

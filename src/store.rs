@@ -41,6 +41,9 @@ pub enum Error {
     /// Waiting may help; nothing of the transaction is there.
     #[error("{0}")]
     Wait(String),
+    /// Waiting may help, and the files could not be read.
+    #[error("{0}")]
+    Unreadable(String),
     /// The database refused; nothing of the transaction is there.
     #[error("{0}")]
     Refused(String),

@@ -27,6 +27,7 @@ use crate::json;
 use crate::keys;
 use crate::log;
 use crate::store::{self, Claim, Database, Location, TokenRow};
+use crate::units::Size;
 
 use super::checkpoint::Checkpoint;
 use super::entry::{self, Unsealed};
@@ -43,6 +44,9 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 const STOP_PATIENCE: Duration = Duration::from_secs(4);
 /// How long queries under way may take when the store is closed.
 const READER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How soon a disk with too little left is looked at again when nothing is written.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
 
 /// Entries that are written together or not at all, and what they do to targets.
 #[derive(Clone, Debug, Default)]
@@ -191,6 +195,8 @@ pub(super) struct Writer {
     retry: Duration,
     next_try: Instant,
     detail: String,
+    /// The disk has too little left for further changes: when it was last looked at.
+    cramped: Option<Instant>,
     /// Wall and monotonic time of one moment, to notice steps.
     anchor: (Time, Instant),
     /// Told to stop: until when what waits is still tried.
@@ -231,6 +237,7 @@ impl Writer {
             retry: FIRST_RETRY,
             next_try,
             detail,
+            cramped: None,
             anchor,
             stop_by: None,
         }
@@ -259,7 +266,7 @@ impl Writer {
                 && Instant::now() >= self.next_try
                 && let Err(error) = self.open().await
             {
-                if matches!(error, store::Error::InDoubt(_)) {
+                if matches!(error, store::Error::InDoubt(_) | store::Error::Unreadable(_)) {
                     self.close_reader().await;
                 }
                 self.down(&error.to_string());
@@ -337,7 +344,8 @@ impl Writer {
                 None => tokio::time::sleep_until(self.next_try.into()).await,
             }
         };
-        let next = [self.look_at(), self.keep_at()].into_iter().flatten().min();
+        let room_at = self.cramped.map(|at| at + ROOM_EVERY);
+        let next = [self.look_at(), self.keep_at(), room_at].into_iter().flatten().min();
         let look = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -369,6 +377,11 @@ impl Writer {
     fn down(&mut self, detail: &str) {
         self.next_try = Instant::now() + self.retry;
         self.retry = (self.retry * 2).min(LAST_RETRY);
+        self.cramped = None;
+        self.degraded(detail);
+    }
+
+    fn degraded(&mut self, detail: &str) {
         detail.clone_into(&mut self.detail);
         let now = self.shared.clock.now();
         let news = self.shared.status.send_if_modified(|status| match status {
@@ -388,8 +401,13 @@ impl Writer {
         }
     }
 
+    /// The log is open: changes are let through, if there is room for them.
     fn up(&mut self) {
         self.retry = FIRST_RETRY;
+        self.cramped = None;
+        if !self.has_room() {
+            return;
+        }
         self.shared.metrics.audit_up.set(1);
         let was = self.shared.status.send_replace(Status::Up);
         if let Status::Down { detail, .. } = was
@@ -397,6 +415,36 @@ impl Writer {
         {
             log::recovered();
         }
+    }
+
+    /// Whether the disk has room for further changes; below that, what is left is for the outcomes of those under way.
+    fn has_room(&mut self) -> bool {
+        let Some(room) = self.log.as_ref().and_then(|log| log.database.room()) else { return true };
+        self.shared.metrics.store_free_bytes.set(i64::try_from(room).unwrap_or(i64::MAX));
+        let floor = self.shared.settings.reserve.0.saturating_add(self.shared.settings.wal_hard.0);
+        // Once below, a little more is asked for, so that it does not come and go.
+        let wanted = if self.cramped.is_some() { floor.saturating_add(floor / 16) } else { floor };
+        if room >= wanted {
+            return true;
+        }
+        self.cramped = Some(Instant::now());
+        let what = "has less left than audit.reserve and audit.wal_hard together";
+        self.degraded(&format!("the disk of {} {what} ({})", self.store, Size(floor)));
+        false
+    }
+
+    /// Looks at the disk; whoever begins a change is refused while it has too little left.
+    fn refuse_without_room(&mut self, jobs: Vec<Job>) -> Vec<Job> {
+        let was_cramped = self.cramped.is_some();
+        if self.has_room() {
+            if was_cramped {
+                self.up();
+            }
+            return jobs;
+        }
+        // Settlements and tokens are small, and a token has to be revocable.
+        let is_attempt = |job: &Job| job.group.entries.iter().any(|entry| entry.kind == "attempt");
+        refuse(jobs, |job| !job.must && is_attempt(job), &self.detail)
     }
 
     /// When the lease is to be renewed, where there is one.
@@ -499,6 +547,7 @@ impl Writer {
 
     async fn write(&mut self, jobs: Vec<Job>) {
         let started = Instant::now();
+        let jobs = self.refuse_without_room(jobs);
         let jobs = self.refuse_over_hard_limit(jobs).await;
         if jobs.is_empty() {
             return;
@@ -533,11 +582,7 @@ impl Writer {
             return jobs;
         }
         let detail = format!("the WAL is {size} bytes, over audit.wal_hard");
-        let (rest, shed): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.must);
-        for job in shed {
-            let _ = job.reply.send(Err(NotWritten::Unavailable(detail.clone())));
-        }
-        rest
+        refuse(jobs, |job| !job.must, &detail)
     }
 
     async fn checkpoint(&mut self) {
@@ -663,6 +708,15 @@ impl Writer {
         self.answer(done);
         Ok(())
     }
+}
+
+/// Answers those that are `shed`; the rest comes back.
+fn refuse(jobs: Vec<Job>, shed: impl Fn(&Job) -> bool, detail: &str) -> Vec<Job> {
+    let (shed, rest): (Vec<_>, Vec<_>) = jobs.into_iter().partition(shed);
+    for job in shed {
+        let _ = job.reply.send(Err(NotWritten::Unavailable(detail.to_owned())));
+    }
+    rest
 }
 
 fn lock(path: &std::path::Path) -> Result<File, store::Error> {

@@ -97,7 +97,7 @@ const OWN: &[(&str, Kind, &str, &str)] = &[
     ("audit.lease", TEXT, "\"10s\"", "how long other gateways on one PostgreSQL take this one to be alive unheard"),
     ("audit.wal_soft", TEXT, "\"64MiB\"", "write-ahead log size from which it is folded in with more effort"),
     ("audit.wal_hard", TEXT, "\"512MiB\"", "write-ahead log size from which no change is let through"),
-    ("audit.reserve", TEXT, "\"256MiB\"", "disk space to be kept for outcomes; read, not enforced yet"),
+    ("audit.reserve", TEXT, "\"256MiB\"", "disk space kept for outcomes, beside room for wal_hard; with less left no change is let through"),
     ("settle.client_id", TEXT, "?\"2f1d3b6c-5a0e-4a7b-9a43-0c8f3f1d2e4b\"", "universal auth of a machine identity that may read identities; without it the gateway settles only by others' reads"),
     ("settle.client_secret", TEXT, "?\"…\"", "its secret; better from the variable, or from a file"),
     ("settle.client_secret_file", TEXT, "?\"/run/secrets/settle-client-secret\"", "a file that holds it instead; read anew for every login"),

@@ -64,6 +64,14 @@ impl Database {
         }
     }
 
+    /// Bytes that its disk has left, where that is ours to watch.
+    pub fn room(&self) -> Option<u64> {
+        match self {
+            Self::Sqlite(database) => database.room(),
+            Self::Postgres(_) => None,
+        }
+    }
+
     /// Whether the WAL has grown enough to be copied back.
     pub fn wants_checkpoint(&self) -> bool {
         match self {

@@ -172,6 +172,15 @@ impl Database {
         self.frames * FRAME
     }
 
+    /// Bytes that its disk has left for this process; none when no file can be made. `None`: it does not say.
+    pub fn room(&self) -> Option<u64> {
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let disk = rustix::fs::statvfs(folder.unwrap_or_else(|| Path::new("."))).ok()?;
+        // Some file systems do not count their inodes, and say so with none at all.
+        let is_out_of_files = disk.f_files > 0 && disk.f_favail == 0;
+        Some(if is_out_of_files { 0 } else { disk.f_bavail.saturating_mul(disk.f_frsize) })
+    }
+
     /// Whether the WAL holds 1 000 frames or more.
     pub fn wants_checkpoint(&self) -> bool {
         self.frames >= 1000
@@ -711,7 +720,7 @@ fn opening(path: &Path, error: &sqlx::Error) -> Error {
     let what = format!("{}: {error}", path.display());
     match primary(error) {
         Some(11 | 26) => Error::Fatal(format!("{what}; it is no database or damaged: {DAMAGED}")),
-        Some(10) => Error::InDoubt(what),
+        Some(10) => Error::Unreadable(what),
         _ => Error::Wait(what),
     }
 }

@@ -4,7 +4,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::path::Path;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,7 +17,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 use tempfile::TempDir;
 
 use crate::outage::patient_send;
-use crate::support::client::{Answer, raw_request};
+use crate::support::client::{Answer, Connection, raw_request};
 use crate::support::crash::{Disk, Event, Fault, Left, Recorder, Seeded};
 use crate::support::gateway::{Gateway, change_of, program};
 use crate::support::upstream::{Act, Upstream};
@@ -633,7 +635,8 @@ async fn a_change_that_meets_a_database_replaced_by_its_copy_is_in_doubt_until_i
     value += 1;
     let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(value)).await;
     told.take(value, &answer);
-    assert_eq!((gateway.events("degraded").len(), gateway.events("recovered").len()), (1, 1));
+    gateway.wait_for_event("degraded").await;
+    gateway.wait_for_event("recovered").await;
     wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
     told.agree(&upstream, &gateway);
     gateway.kill();
@@ -707,4 +710,238 @@ async fn an_outcome_that_meets_moved_files_is_written_all_the_same() {
         told.agree(&upstream, &gateway);
         assert_eq!((gateway.events("degraded").len(), gateway.events("succession").len()), (1, 0));
     }
+}
+
+/// A file that takes what a disk has, but for some bytes.
+struct Filling(PathBuf);
+
+impl Filling {
+    fn leave(folder: &Path, bytes: u64) -> Self {
+        let path = folder.join("filling");
+        let mut file = fs::File::create(&path).unwrap();
+        let mut written = 0;
+        while file.write_all(&[0x5a; 4096]).is_ok() {
+            written += 4096;
+        }
+        file.set_len(u64::saturating_sub(written, bytes)).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).unwrap();
+    }
+}
+
+/// Set for the run of this test that has a small disk of its own.
+const SMALL_DISK: &str = "TEST_SMALL_DISK";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_disk_that_fills_stops_changes_and_takes_no_outcome() {
+    const NAME: &str = "crash::a_small_disk_that_fills_stops_changes_and_takes_no_outcome";
+    if let Ok(folder) = std::env::var(SMALL_DISK) {
+        assert!(mount(&folder).status().unwrap().success());
+        return on_a_small_disk(Path::new(&folder)).await;
+    }
+    let (folder, inside) = (TempDir::new().unwrap(), ["unshare", "--user", "--map-root-user", "--mount"]);
+    let path = folder.path().display().to_string();
+    let mut allowed = Command::new(inside[0]);
+    allowed.args(&inside[1..]).arg("mount").args(mount(&path).get_args());
+    if !allowed.output().is_ok_and(|output| output.status.success()) {
+        return without_a_small_disk().await;
+    }
+    let mut this = Command::new(inside[0]);
+    this.args(&inside[1..]).arg(std::env::current_exe().unwrap()).args(["--exact", NAME]);
+    let output = this.env(SMALL_DISK, &path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+fn mount(folder: &str) -> Command {
+    let mut command = Command::new("mount");
+    command.args(["-t", "tmpfs", "-o", "size=64m", "tmpfs", folder]);
+    command
+}
+
+async fn on_a_small_disk(folder: &Path) {
+    let (mut told, mut value) = (Told::default(), 1000);
+    let upstream = Upstream::start();
+    attach_all(&upstream, 1);
+    let config = format!("{IMPATIENT}reserve = \"20MiB\"\nwal_hard = \"10MiB\"\n");
+    let mut gateway = Gateway::before(&upstream.url()).folder(folder).config(&config).start().await;
+    wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+
+    let filling = Filling::leave(folder, 25 << 20);
+    meet(&upstream, &mut gateway, &mut told, &mut value).await;
+    let degraded = gateway.wait_for_event("degraded").await;
+    let detail = degraded["detail"].as_str().unwrap();
+    assert!(detail.contains("audit.reserve") && detail.contains("(30MiB)"), "{detail}");
+    drop(filling);
+    wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+
+    // An outcome may use what is kept for it.
+    let (reserved, held) = (folder.to_owned(), Arc::new(Mutex::new(None)));
+    let hold = held.clone();
+    upstream.script(
+        "PATCH",
+        Act::hook(move |_| *hold.lock().unwrap() = Some(Filling::leave(&reserved, 25 << 20))),
+    );
+    value += 1;
+    let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(value)).await;
+    assert_eq!((answer.status, answer.get("patchwarden-record")), (200, None), "{}", answer.text());
+    told.take(value, &answer);
+    meet(&upstream, &mut gateway, &mut told, &mut value).await;
+    drop(held.lock().unwrap().take());
+    wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+
+    let (reserved, hold) = (folder.to_owned(), held.clone());
+    upstream.script("PATCH", Act::hook(move |_| *hold.lock().unwrap() = Some(Filling::leave(&reserved, 0))));
+    filled_under_way(&upstream, &mut gateway, &mut told, &mut value, || drop(held.lock().unwrap().take()))
+        .await;
+}
+
+/// Where nobody may mount: the same for the gateway's own calls.
+async fn without_a_small_disk() {
+    let (mut told, mut value) = (Told::default(), 1000);
+    let (upstream, recorder) = (Upstream::start(), Arc::new(Recorder::new()));
+    attach_all(&upstream, 1);
+    let setup = Gateway::before(&upstream.url()).config(IMPATIENT);
+    let mut gateway = recorder.under(setup).start().await;
+    wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+    let full = recorder.clone();
+    upstream.script("PATCH", Act::hook(move |_| full.arm(Fault::Space, 1, true)));
+    filled_under_way(&upstream, &mut gateway, &mut told, &mut value, || assert!(recorder.disarm() > 0)).await;
+}
+
+/// The disk is full by the time the next change has reached the upstream, until it is `freed`.
+async fn filled_under_way(
+    upstream: &Upstream,
+    gateway: &mut Gateway,
+    told: &mut Told,
+    value: &mut u64,
+    free: impl FnOnce(),
+) {
+    *value += 1;
+    let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(*value)).await;
+    assert_eq!(
+        (answer.status, answer.get("patchwarden-record")),
+        (200, Some("pending")),
+        "{}",
+        answer.text()
+    );
+    told.take(*value, &answer);
+    meet(upstream, gateway, told, value).await;
+    free();
+    wait_until_changes_pass(gateway, &identity(0), told, value).await;
+    told.agree(upstream, gateway);
+    assert!(gateway.terminate().await.success());
+    told.agree(upstream, gateway);
+}
+
+#[tokio::test]
+async fn a_reserve_that_the_disk_does_not_have_refuses_changes_and_nothing_else() {
+    let upstream = Upstream::start();
+    attach_all(&upstream, 1);
+    let config = "[upstream]\nlate_write_limit = \"1s\"\n";
+    let mut gateway = Gateway::before(&upstream.url()).config(config).start().await;
+    let token = gateway.admin_token("reader");
+    // A change whose end it does not see.
+    upstream.script("PATCH", Act::StallForever);
+    let raw = {
+        let authorization = format!("Bearer {}", gateway.token);
+        let headers = [("authorization", authorization.as_str())];
+        raw_request(gateway.addr(), "PATCH", &jwt_auth_path(&identity(0)), &headers, Some(&numbered(1000)))
+    };
+    let mut client = Connection::open(gateway.addr()).await;
+    client.send(raw).await.unwrap();
+    upstream.wait_for_writes(1).await;
+    gateway.kill();
+    let text = fs::read_to_string(gateway.config_file()).unwrap();
+    fs::write(gateway.config_file(), text + "[audit]\nreserve = \"1000000GiB\"\n").unwrap();
+    gateway.restart().await;
+
+    let path = jwt_auth_path(&identity(0));
+    let watched = format!("/api/v1/auth/universal-auth/identities/{}", identity(0));
+    for answer in [
+        gateway.patch(&path, &numbered(1001)).await,
+        gateway.delete(&path).await,
+        gateway.post(&watched, &json!({})).await,
+    ] {
+        assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("audit.unavailable")));
+        assert!(answer.get("retry-after").is_some());
+    }
+    assert_eq!(upstream.writes().len(), 1);
+    for path in ["/api/status", path.as_str()] {
+        assert_eq!(gateway.get(path).await.status, 200);
+    }
+    let left = gateway.history(&["--outcome", "unknown"]);
+    assert_eq!(left["changes"].as_array().map(Vec::len), Some(1), "an earlier run's intent has its outcome");
+    let ready = gateway.admin_get("/readyz", Some(&token)).await;
+    let problem = &ready.json()["problems"][0];
+    assert_eq!((ready.status, &ready.json()["status"]), (200, &json!("degraded")));
+    assert_eq!(problem["part"], "audit");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("patchwarden.db") && detail.contains("audit.reserve"), "{detail}");
+    assert_eq!(gateway.admin_get("/readyz?require=audit", None).await.status, 503);
+    let metrics = gateway.admin_get("/metrics", Some(&token)).await.text();
+    assert!(metrics.contains("patchwarden_audit_up 0"), "{metrics}");
+    let free = metrics.lines().find_map(|line| line.strip_prefix("patchwarden_store_free_bytes "));
+    assert!(free.is_some_and(|free| free.parse::<u64>().unwrap() > 0));
+    assert_eq!(gateway.events("degraded").len(), 1, "it is said once");
+    let made = gateway.events("token_created")[0]["name"].as_str().unwrap().to_owned();
+    gateway.cli_ok(&["token", "revoke", &made]);
+    assert_eq!(gateway.admin_get("/metrics", Some(&token)).await.status, 401);
+    assert!(gateway.cli(&["verify"]).status.success());
+}
+
+#[tokio::test]
+async fn a_wall_clock_that_steps_moves_no_entry_before_another_and_makes_nothing_late() {
+    const HOUR: i64 = 3600;
+    let (upstream, recorder) = (Upstream::start(), Recorder::new());
+    attach_all(&upstream, 1);
+    let config = "[upstream]\nlate_write_limit = \"3s\"\n[limits]\nforward = \"1s\"\nbefore = \"1s\"\n";
+    let mut gateway = recorder.under(Gateway::before(&upstream.url()).config(config)).start().await;
+    let (path, mut value) = (jwt_auth_path(&identity(0)), 1000);
+    let mut unsettled = Vec::new();
+    for clock in [HOUR, -HOUR, 0] {
+        value += 1;
+        assert_eq!(gateway.patch(&path, &numbered(value)).await.status, 200);
+        upstream.script("PATCH", Act::StallForever);
+        let lost = gateway.patch(&path, &numbered(value + 1)).await;
+        assert_eq!(lost.status, 504, "{}", lost.text());
+        let since = Instant::now();
+        recorder.set_clock(clock);
+        let soon = gateway.patch(&path, &numbered(value + 2)).await;
+        assert_eq!(soon.json()["code"], "target.unsettled", "{clock}: an hour has not passed");
+        value += 3;
+        while gateway.patch(&path, &numbered(value)).await.status != 200 {
+            assert!(since.elapsed() < PATIENCE, "{clock}: it is held for ever");
+            value += 1;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(since.elapsed() > Duration::from_secs(2), "{clock}: it was settled early");
+        unsettled.push(change_of(&lost));
+    }
+    for change in unsettled {
+        assert_eq!(gateway.show(&change)["settlement"]["result"], "not_applied");
+    }
+    recorder.set_clock(-2 * HOUR);
+    gateway.kill();
+    gateway.restart().await;
+    assert_eq!(gateway.patch(&path, &numbered(value + 1)).await.status, 200);
+    assert!(gateway.cli(&["verify"]).status.success());
+    assert!(gateway.terminate().await.success());
+    let (log, _) = read_log(&gateway.data().join(STORE)).await;
+    let log: Vec<Value> = log.iter().map(|entry| serde_json::from_slice(entry).unwrap()).collect();
+    let times: Vec<i64> = log.iter().map(|entry| entry["at"].as_i64().unwrap()).collect();
+    assert!(times.is_sorted_by(|earlier, later| earlier < later), "{times:?}");
+    let steps = log.iter().filter(|entry| entry["operation"] == "lifecycle.clock").count();
+    assert_eq!(steps, 3, "each step under a running gateway is in the log");
+    let seqs: Vec<u64> = log
+        .iter()
+        .filter(|entry| entry["kind"] == "attempt")
+        .filter_map(|entry| entry["seq"].as_u64())
+        .collect();
+    assert!(seqs.is_sorted_by(|earlier, later| earlier < later), "{seqs:?}");
 }
