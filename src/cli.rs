@@ -18,6 +18,7 @@ mod out;
 mod policy;
 mod prove;
 mod prune;
+mod reindex;
 mod restore;
 mod scan;
 mod serve;
@@ -131,6 +132,12 @@ enum Command {
         settings: Settings,
         #[command(flatten)]
         args: keys::Args,
+    },
+    /// Make what the history is listed from anew, out of the log; no gateway may run
+    #[command(after_help = "Example: patchwarden reindex")]
+    Reindex {
+        #[command(flatten)]
+        settings: Settings,
     },
     /// Write the log as it is stored, one entry a line, for whoever checks or keeps it elsewhere
     #[command(after_help = "Example: patchwarden export > log.ndjson")]
@@ -314,6 +321,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Verify { settings, args } => verify::run(&args, &settings.load(false)?).await,
         Command::Prove { settings, args } => prove::run(&args, &settings.load(false)?).await,
         Command::Keys { settings, args } => keys::run(&args, &settings.load(false)?).await,
+        Command::Reindex { settings } => reindex::run(&settings.load(false)?).await,
         Command::Export { settings, args } => export::run(&args, &settings.load(false)?).await,
         Command::Prune { settings, args } => prune::run(&args, &settings.load(false)?).await,
         Command::Backup { settings, args } => backup::run(&args, &settings.load(false)?).await,

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::checkpoint::Checkpoint;
 use super::proofs::Tree;
-use super::verify::{self, Fault};
+use super::verify::{self, Asked, Fault};
 use super::writer::outside_head;
 use crate::clock::Time;
 use crate::keys::{self, Keys};
@@ -246,7 +246,7 @@ impl Drop for Readable {
 
 /// The logs of a file that tells one story; `file` is its name.
 async fn verified(readable: &Readable, file: &Path) -> Result<Vec<Kept>, Error> {
-    let found = verify::run(&readable.location(), |_| ()).await?;
+    let found = verify::run(&readable.location(), &Asked::default(), |_| ()).await?;
     if let Some((origin, Fault { index, what })) =
         found.iter().find_map(|log| Some((&log.origin, log.fault.as_ref()?)))
     {

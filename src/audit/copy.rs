@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::query::{Facts, Projected, project};
+use super::query::{Facts, PROJECTION_VERSION, Projected, project};
 use super::tree::{Frontier, leaf};
 use crate::json;
 use crate::keys;
@@ -47,6 +47,16 @@ pub async fn run(from: &Location, to: &Location) -> Result<Vec<Copied>, Error> {
     source.close().await;
     target.close().await;
     copied
+}
+
+/// Derives the projection of a store anew while nobody writes it.
+pub async fn reindex(store: &Location) -> Result<(), Error> {
+    let _lock = lock(store)?;
+    nobody_writes(store).await?;
+    let mut database = Database::open(store, false).await?;
+    let rebuilt = rebuild(&mut database).await;
+    database.close().await;
+    rebuilt
 }
 
 async fn copy(source: &mut Database, target: &mut Database) -> Result<Vec<Copied>, Error> {
@@ -185,6 +195,28 @@ async fn write_chunk(target: &mut Database, origin: &str, entries: &[StoredEntry
         }
     }
     target.project(&changes, &updates).await
+}
+
+/// Derives the projection anew from the log.
+pub(super) async fn rebuild(database: &mut Database) -> Result<(), Error> {
+    database.begin().await?;
+    database.clear_projection(PROJECTION_VERSION).await?;
+    let mut next = 0;
+    loop {
+        let entries = database.entries_from(next).await?;
+        let Some(last) = entries.last() else { break };
+        next = last.row + 1;
+        let (mut changes, mut updates) = (Vec::new(), Vec::new());
+        for entry in &entries {
+            match projected(entry.row, entry) {
+                Some(Projected::Row(row)) => changes.push(*row),
+                Some(Projected::Update(update)) => updates.push(*update),
+                None => {}
+            }
+        }
+        database.project(&changes, &updates).await?;
+    }
+    database.commit().await
 }
 
 /// What an entry as it is stored does to the projection.

@@ -1,21 +1,48 @@
 //! Whether a store tells one story: every log in it, read without the gateway and beside it.
 //!
 //! For each log the entries are numbered without gaps, say of themselves what their rows say, follow one another in time,
-//! keep the payloads whose digests they hold, speak only of what was there before, and give the head that is stored. Over
-//! all logs the changes of one target are counted without gaps. The first entry that is wrong is named. This shows that
-//! nothing was changed by somebody who did not also rewrite what follows; who wrote it, and when, it does not show.
+//! keep the payloads whose digests they hold, speak only of what was there before, and give the head and the tiles that
+//! are stored and every head that was ever signed (`story`, `heads`). Over all logs the changes of one target are counted
+//! without gaps, and a log that follows another says truly where that one ended. The first entry that is wrong is named.
+//! What this shows rests on who signed: the host's own key, one that is trusted, or a witness who saw it at a time.
+
+mod exported;
+mod heads;
+mod projection;
+mod story;
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use super::entry::payload_digest;
-use super::tree::{Frontier, leaf};
-use crate::json;
-use crate::store::{Error, Location, LogRow, Reader, StoredEntry};
+use super::checkpoint::{Note, Verifier};
+use crate::clock::Time;
+use crate::store::{Error, Location, LogRow, Reader};
+
+pub use exported::export;
+use heads::Heads;
+use story::{Retention, Story, digest};
+
+/// What is asked beside the story itself.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// Keys that are trusted.
+    pub keys: Vec<Verifier>,
+    /// Witnesses whose word counts.
+    pub witnesses: Vec<Verifier>,
+    /// Heads that were kept elsewhere: the log has to begin with what they are of.
+    pub heads: Vec<Note>,
+    /// How long ago a witness has to have seen each log, at most.
+    pub anchor: Option<Duration>,
+    /// Whether the projection is compared with what it is derived from.
+    pub projection: bool,
+    /// The time it is asked.
+    pub now: Option<Time>,
+}
 
 /// A log, and what was found.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Verified {
     /// Its name.
     pub origin: String,
@@ -27,8 +54,34 @@ pub struct Verified {
     pub kinds: BTreeMap<String, u64>,
     /// Payloads that retention removed.
     pub pruned: u64,
+    /// Signed heads it was compared with.
+    pub heads: u64,
+    /// The newest of them.
+    pub signed: Option<Signed>,
+    /// The last time each witness saw it.
+    pub seen: Vec<Seen>,
     /// What is wrong first.
     pub fault: Option<Fault>,
+}
+
+/// A signed head.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// Number of entries.
+    pub size: u64,
+    /// Whether by a key that is trusted, or only by those the store names.
+    pub is_trusted: bool,
+}
+
+/// A witness saw a log.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The witness.
+    pub name: String,
+    /// How many entries it had.
+    pub size: u64,
+    /// Seconds since 1970.
+    pub at: u64,
 }
 
 /// What is wrong.
@@ -40,182 +93,214 @@ pub struct Fault {
     pub what: String,
 }
 
+impl Fault {
+    fn of_log(what: impl Into<String>) -> Self {
+        Self { index: None, what: what.into() }
+    }
+
+    fn at(index: u64, what: impl Into<String>) -> Self {
+        Self { index: Some(index), what: what.into() }
+    }
+}
+
+fn not_the_head(size: u64) -> Fault {
+    Fault::of_log(format!(
+        "its first {size} entries do not give the head that was signed over them; one of them was replaced"
+    ))
+}
+
+/// What concerns more than one log.
+#[derive(Default)]
+struct Across {
+    /// Of each target: the changes with their places.
+    counted: HashMap<String, Vec<(u64, String, u64)>>,
+    retention: Retention,
+    /// Entries that speak of another log's.
+    foreign: Vec<(String, u64, String, u64)>,
+    /// What the first entry of a log that follows another says.
+    successions: Vec<(String, Value)>,
+}
+
 /// Reads every log up to the head it has now; `read` hears of each step.
-pub async fn run(store: &Location, mut read: impl FnMut(usize)) -> Result<Vec<Verified>, Error> {
+pub async fn run(
+    store: &Location,
+    asked: &Asked,
+    mut read: impl FnMut(usize),
+) -> Result<Vec<Verified>, Error> {
     let reader = Reader::open(store).await?;
-    let mut found = Vec::new();
-    let mut counted: HashMap<String, Vec<(u64, String, u64)>> = HashMap::new();
-    let below = reader.meta("pruned_below").await?;
-    let mut retention = Retention {
-        below: below.into_iter().filter_map(|(origin, below)| Some((origin, below.parse().ok()?))).collect(),
-        said: HashMap::new(),
-    };
-    // All heads at one moment: what is appended meanwhile is not looked at.
-    for log in reader.logs().await? {
-        found.push(one(&reader, &log, &mut counted, &mut retention, &mut read).await?);
-    }
+    let found = read_all(&reader, asked, &mut read).await;
     reader.close().await;
-    for log in found.iter_mut().filter(|log| log.fault.is_none() && log.pruned > 0) {
-        log.fault = retention.unsaid(&log.origin);
+    found
+}
+
+async fn read_all(
+    reader: &Reader,
+    asked: &Asked,
+    read: &mut impl FnMut(usize),
+) -> Result<Vec<Verified>, Error> {
+    let below = reader.meta("pruned_below").await?;
+    let mut across = Across { retention: Retention::of(below), ..Across::default() };
+    // All heads at one moment: what is appended meanwhile is not looked at.
+    let logs = reader.logs().await?;
+    let mut found = Vec::new();
+    for log in &logs {
+        found.push(one(reader, log, asked, &mut across, read).await?);
     }
-    if let Some((origin, fault)) = out_of_order(counted)
-        && let Some(log) = found.iter_mut().find(|log| log.origin == origin && log.fault.is_none())
-    {
-        log.fault = Some(fault);
+    let followed = logs.iter().filter_map(|log| Some((log.origin.clone(), log.succeeded_by.clone()?)));
+    across.conclude(&followed.collect(), &mut found);
+    unknown_names(asked, &across, &mut found);
+    if asked.projection && found.iter().all(|log| log.fault.is_none()) {
+        projection::compare(reader, &mut found, read).await?;
     }
     Ok(found)
+}
+
+/// A key or a head of a log that is not there, and of which no log says so.
+fn unknown_names(asked: &Asked, across: &Across, found: &mut Vec<Verified>) {
+    let named =
+        asked.keys.iter().map(|key| &key.name).chain(asked.heads.iter().map(|head| &head.checkpoint.origin));
+    for name in named {
+        let is_told = across.successions.iter().any(|(_, said)| said["previous"] == **name);
+        if !is_told && !found.iter().any(|log| log.origin == *name) {
+            let fault = Some(Fault::of_log("the store has no log of this name"));
+            found.push(Verified { origin: name.clone(), fault, ..Verified::default() });
+        }
+    }
 }
 
 async fn one(
     reader: &Reader,
     log: &LogRow,
-    counted: &mut HashMap<String, Vec<(u64, String, u64)>>,
-    retention: &mut Retention,
+    asked: &Asked,
+    across: &mut Across,
     read: &mut impl FnMut(usize),
 ) -> Result<Verified, Error> {
-    let (mut tree, mut last_at, mut fault) = (Frontier::default(), 0, None);
-    let (mut kinds, mut pruned) = (BTreeMap::new(), 0);
-    'reading: while tree.size() < log.size {
-        let entries = reader.entries_of(&log.origin, tree.size()).await?;
-        if entries.is_empty() {
-            fault = Some(Fault { index: Some(tree.size()), what: "it is missing".to_owned() });
+    let mut story = Story::new(&log.origin);
+    let mut heads = Heads::of(reader, &log.origin, asked).await?;
+    let mut entries = reader.entries_of(&log.origin, 0).await?;
+    let mut fault = heads.keys_fault();
+    'reading: while fault.is_none() && story.size() < log.size {
+        let Some(last) = entries.last().map(|last| last.index) else {
+            fault = Some(Fault::at(story.size(), "it is missing"));
             break;
-        }
-        let left = usize::try_from(log.size - tree.size()).unwrap_or(usize::MAX);
-        for entry in entries.iter().take(left) {
-            *kinds.entry(entry.kind.clone()).or_insert(0) += 1;
-            pruned += u64::from(entry.body.is_none());
-            let wrong = match own_story(entry, tree.size(), &mut last_at, counted, retention) {
-                Ok(()) => foreign_story(reader, entry).await?,
-                Err(what) => Some(what),
-            };
-            if let Some(what) = wrong {
-                fault = Some(Fault { index: Some(tree.size()), what });
+        };
+        entries.retain(|entry| entry.index < log.size);
+        let count = entries.len();
+        // One core reads while another hashes.
+        let hashing = tokio::task::spawn_blocking(move || {
+            entries.iter().map(|entry| digest(entry, true)).collect::<Vec<_>>()
+        });
+        let (digested, following) = tokio::join!(hashing, reader.entries_of(&log.origin, last + 1));
+        entries = following?;
+        for entry in digested.map_err(|lost| Error::Wait(lost.to_string()))? {
+            if let Err(what) = story.take(entry, across) {
+                fault = Some(Fault::at(story.size(), what));
                 break 'reading;
             }
-            tree.push(leaf(&entry.envelope));
-        }
-        read(entries.len().min(left));
-    }
-    if fault.is_none() && tree.bytes() != log.frontier {
-        let what = "its entries do not give the head that is stored; one of them was replaced".to_owned();
-        fault = Some(Fault { index: None, what });
-    }
-    Ok(Verified {
-        origin: log.origin.clone(),
-        size: tree.size(),
-        root: hex::encode(tree.root()),
-        kinds,
-        pruned,
-        fault,
-    })
-}
-
-/// What an entry says of itself, beside its row, its payload and what came before it.
-fn own_story(
-    entry: &StoredEntry,
-    index: u64,
-    last_at: &mut i64,
-    counted: &mut HashMap<String, Vec<(u64, String, u64)>>,
-    retention: &mut Retention,
-) -> Result<(), String> {
-    if entry.index != index {
-        return Err(format!("it is missing; the next one is {}", entry.index));
-    }
-    let envelope: Value =
-        json::own(&entry.envelope).map_err(|error| format!("its envelope is no JSON: {error}"))?;
-    if envelope["v"] != 1 || envelope["index"].as_u64() != Some(index) {
-        return Err("its envelope is that of another entry".to_owned());
-    }
-    if envelope["kind"].as_str() != Some(&entry.kind) {
-        return Err(format!("its row says {} and its envelope {}", entry.kind, envelope["kind"]));
-    }
-    let of = envelope["of"]["origin"].as_str().map(str::to_owned).zip(envelope["of"]["index"].as_u64());
-    if of != entry.of {
-        return Err("its row and its envelope speak of different entries".to_owned());
-    }
-    if entry.of.as_ref().is_some_and(|of| of.0 == entry.origin && of.1 >= index) {
-        return Err("it speaks of an entry that came later".to_owned());
-    }
-    let at = envelope["at"].as_i64().unwrap_or(0);
-    if at <= *last_at {
-        return Err("its time is not after that of the entry before".to_owned());
-    }
-    *last_at = at;
-    match (&entry.salt, &entry.body) {
-        (Some(salt), Some(body)) => {
-            if envelope["payload"].as_str() != Some(payload_digest(salt, body).as_str()) {
-                return Err("its payload is not the one its envelope has the digest of".to_owned());
-            }
-            if envelope["operation"] == "lifecycle.prune" {
-                retention.hear(body);
+            if let Some(wrong) = heads.pass(&story.tree).await? {
+                fault = Some(wrong);
+                break 'reading;
             }
         }
-        _ if retention.may_lack(entry) => {}
-        _ => return Err("its payload is missing".to_owned()),
+        read(count);
     }
-    if let (Some(target), Some(seq), "attempt") =
-        (envelope["target"].as_str(), envelope["seq"].as_u64(), &*entry.kind)
-    {
-        counted.entry(target.to_owned()).or_default().push((seq, entry.origin.clone(), index));
+    if fault.is_none() && story.tree.bytes() != log.frontier {
+        fault =
+            Some(Fault::of_log("its entries do not give the head that is stored; one of them was replaced"));
     }
-    Ok(())
+    if fault.is_none() {
+        fault = heads.end(&story.tree, asked);
+    }
+    if fault.is_none() {
+        fault = beyond(reader, log).await?;
+    }
+    if fault.is_none() {
+        fault = story.tiles_fault(reader).await?;
+    }
+    let mut verified = story.verified();
+    (verified.heads, verified.signed, verified.seen, verified.fault) =
+        (heads.passed, heads.newest, heads.seen, fault);
+    Ok(verified)
 }
 
-/// What may be gone of payloads: the store's mark, and what entries of its logs say of it.
-struct Retention {
-    below: HashMap<String, u64>,
-    said: HashMap<String, u64>,
+/// An entry after the head is nobody's, unless somebody writes it just now and moves the head.
+async fn beyond(reader: &Reader, log: &LogRow) -> Result<Option<Fault>, Error> {
+    if reader.envelopes(&log.origin, log.size..log.size + 1).await?.is_empty() {
+        return Ok(None);
+    }
+    let now = reader.logs().await?;
+    let has_moved = now.iter().any(|now| now.origin == log.origin && now.size > log.size);
+    Ok((!has_moved).then(|| Fault::at(log.size, "it follows the head of the log; nobody has committed it")))
 }
 
-impl Retention {
-    fn hear(&mut self, body: &[u8]) {
-        let said: Value = json::own(body).unwrap_or(Value::Null);
-        for log in said["logs"].as_array().into_iter().flatten() {
-            if let (Some(origin), Some(below)) = (log["origin"].as_str(), log["below"].as_u64()) {
-                let known = self.said.entry(origin.to_owned()).or_default();
-                *known = below.max(*known);
+impl Across {
+    /// What can be said once every log was read; `followed` says which log goes on in another's place. A fault goes to the log it concerns, unless that has one.
+    fn conclude(&mut self, followed: &HashMap<String, String>, found: &mut [Verified]) {
+        let mut faults: Vec<(String, Fault)> = Vec::new();
+        for log in found.iter().filter(|log| log.pruned > 0) {
+            faults.extend(self.retention.unsaid(&log.origin).map(|fault| (log.origin.clone(), fault)));
+        }
+        faults.extend(self.out_of_order());
+        for (origin, index, of_origin, of_index) in &self.foreign {
+            // A log that a store lost entries of was succeeded, and its successor may speak of what is lost.
+            let is_there = found.iter().any(|log| log.origin == *of_origin && *of_index < log.size)
+                || followed.contains_key(of_origin);
+            if !is_there {
+                let what = format!("it speaks of entry {of_index} of {of_origin}, which is not there");
+                faults.push((origin.clone(), Fault::at(*index, what)));
+            }
+        }
+        for (origin, said) in &self.successions {
+            let what = wrong_succession(said, origin, followed, found);
+            faults.extend(what.map(|what| (origin.clone(), Fault::at(0, what))));
+        }
+        for (previous, by) in followed {
+            if !self.successions.iter().any(|(origin, said)| origin == by && said["previous"] == **previous) {
+                let what = format!("it is marked as followed by {by}, whose first entry does not say so");
+                faults.push((previous.clone(), Fault::of_log(what)));
+            }
+        }
+        for (origin, fault) in faults {
+            if let Some(log) = found.iter_mut().find(|log| log.origin == origin && log.fault.is_none()) {
+                log.fault = Some(fault);
             }
         }
     }
 
-    /// Entries about the gateway itself keep theirs.
-    fn may_lack(&self, entry: &StoredEntry) -> bool {
-        entry.kind != "lifecycle" && self.below.get(&entry.origin).is_some_and(|below| entry.index < *below)
-    }
-
-    /// A mark that no entry speaks of is not retention's.
-    fn unsaid(&self, origin: &str) -> Option<Fault> {
-        let below = self.below.get(origin).copied().unwrap_or(0);
-        let said = self.said.get(origin).copied().unwrap_or(0);
-        (below > said).then(|| Fault {
-            index: Some(said),
-            what: format!(
-                "payloads are marked as pruned below {below}, and the log says so only below {said}"
-            ),
+    /// The changes of a target are 1, 2, 3, … over all logs.
+    fn out_of_order(&mut self) -> Option<(String, Fault)> {
+        std::mem::take(&mut self.counted).into_iter().find_map(|(target, mut changes)| {
+            changes.sort_unstable();
+            let wrong = (1..).zip(&changes).find(|(expected, (seq, ..))| expected != seq);
+            wrong.map(|(expected, (seq, origin, index))| {
+                let what = format!("it is change {seq} of {target}, where change {expected} has to be");
+                (origin.clone(), Fault::at(*index, what))
+            })
         })
     }
 }
 
-/// What it speaks of in another log has to be there.
-async fn foreign_story(reader: &Reader, entry: &StoredEntry) -> Result<Option<String>, Error> {
-    let Some((origin, index)) = entry.of.as_ref().filter(|of| of.0 != entry.origin) else { return Ok(None) };
-    let there = reader.entry(origin, *index).await?;
-    // A log that a store lost entries of was succeeded, and its successor may speak of what is lost.
-    let is_lost = there.is_none()
-        && reader.logs().await?.iter().any(|log| log.origin == *origin && log.succeeded_by.is_some());
-    Ok((there.is_none() && !is_lost)
-        .then(|| format!("it speaks of entry {index} of {origin}, which is not there")))
-}
-
-/// The changes of a target are 1, 2, 3, … over all logs.
-fn out_of_order(counted: HashMap<String, Vec<(u64, String, u64)>>) -> Option<(String, Fault)> {
-    counted.into_iter().find_map(|(target, mut changes)| {
-        changes.sort_unstable();
-        let wrong = (1..).zip(&changes).find(|(expected, (seq, ..))| expected != seq);
-        wrong.map(|(expected, (seq, origin, index))| {
-            let what = format!("it is change {seq} of {target}, where change {expected} has to be");
-            (origin.clone(), Fault { index: Some(*index), what })
-        })
+/// A log that follows another was begun because that one had lost something, and says where it ends.
+fn wrong_succession(
+    said: &Value,
+    origin: &str,
+    followed: &HashMap<String, String>,
+    found: &[Verified],
+) -> Option<String> {
+    let previous = said["previous"].as_str().unwrap_or_default();
+    let Some(ended) = found.iter().find(|log| log.origin == previous) else {
+        // The store lost all of it.
+        return (!said["found"].is_null()).then(|| format!("it follows {previous}, which is not there"));
+    };
+    if ended.fault.is_some() {
+        return None;
+    }
+    let by = followed.get(previous).map(String::as_str);
+    let is_true = said["found"]["size"] == ended.size && said["found"]["root"] == *ended.root;
+    (!is_true || by != Some(origin)).then(|| {
+        format!(
+            "it says that {previous} ended with {} entries, and that one has {}",
+            said["found"]["size"], ended.size
+        )
     })
 }

@@ -13,10 +13,13 @@ use serde_json::{Value, json};
 use super::out::{Progress, print};
 use super::{MISCONFIGURED, UNABLE, WRONG};
 use crate::app::Failure;
-use crate::audit::checkpoint::Verifier;
-use crate::audit::verify::{self, Verified};
+use crate::audit::checkpoint::{Note, Verifier};
+use crate::audit::verify::{self, Asked, Seen, Verified};
+use crate::clock::{Clock, Time};
 use crate::config::Config;
-use crate::store::Error;
+use crate::store::{self, Error};
+use crate::units::Span;
+use crate::view;
 
 /// How it is printed.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -30,7 +33,7 @@ enum Format {
 /// What `verify` takes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A file that `prove` wrote, instead of the store
+    /// A file that `prove` or `export` wrote, instead of the store
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// The log's public key, or a file of such keys; may be given again
@@ -39,6 +42,15 @@ pub(super) struct Args {
     /// A witness's public key, or a file of such keys; may be given again
     #[arg(long, value_name = "KEY|FILE")]
     witness: Vec<String>,
+    /// A signed head that was kept elsewhere: the log has to begin with what it is of; may be given again
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Vec<PathBuf>,
+    /// A witness has to have seen each log no longer ago than this, like 24h
+    #[arg(long, value_name = "SPAN", value_parser = Span::parse)]
+    require_anchor: Option<Span>,
+    /// Also compare what the history is listed from with the entries
+    #[arg(long)]
+    projection: bool,
     /// How it is printed
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
@@ -70,40 +82,60 @@ fn keys(flag: &str, given: &[String]) -> Result<Vec<Verifier>, Failure> {
     Ok(keys)
 }
 
+/// Heads that were kept elsewhere, as files.
+fn heads(files: &[PathBuf]) -> Result<Vec<Note>, Failure> {
+    let read = |path: &PathBuf| {
+        let wrong = |why: String| Failure {
+            code: MISCONFIGURED,
+            message: format!("--checkpoint: {}: {why}", path.display()),
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        Note::read(&text).map_err(|doubt| wrong(doubt.to_string()))
+    };
+    files.iter().map(read).collect()
+}
+
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
-    if let Some(path) = &args.file {
-        return file::run(path, args);
+    let mut asked = Asked {
+        keys: keys("--public-key", &args.public_key)?,
+        witnesses: keys("--witness", &args.witness)?,
+        heads: heads(&args.checkpoint)?,
+        anchor: args.require_anchor.map(|span| span.0),
+        projection: args.projection,
+        now: Some(Clock::System.now()),
+    };
+    if asked.anchor.is_some() && asked.witnesses.is_empty() {
+        let message = "--require-anchor asks for a witness's word: give whose, as --witness KEY";
+        return Err(Failure { code: MISCONFIGURED, message: message.to_owned() });
     }
+    if let Some(path) = &args.file {
+        return file::run(path, args, &asked);
+    }
+    // The head that is kept beside the store is one more that the log has to begin with.
+    let beside = std::fs::read_to_string(store::head_path(&config.store, &config.data)).ok();
+    asked.heads.extend(beside.and_then(|text| Note::read(&text).ok()));
     let mut progress = Progress::new("entries", None);
-    let found = verify::run(&config.store, |read| progress.advance(read)).await;
+    let found = verify::run(&config.store, &asked, |read| progress.advance(read)).await;
     progress.end();
     let found = found
         .map_err(|error: Error| Failure { code: UNABLE, message: error.named(&config.store).to_string() })?;
+    tell(&found, &asked, args)
+}
+
+/// Prints what was found; the exit code.
+fn tell(found: &[Verified], asked: &Asked, args: &Args) -> Result<u8, Failure> {
     print(&match args.format {
-        Format::Text => text(&found),
+        Format::Text => text(found, asked, args.utc),
         Format::Json => format!("{:#}\n", json!({"logs": found.iter().map(shown).collect::<Vec<_>>()})),
     })?;
     Ok(if found.iter().any(|log| log.fault.is_some()) { WRONG } else { 0 })
 }
 
-fn text(found: &[Verified]) -> String {
+fn text(found: &[Verified], asked: &Asked, utc: bool) -> String {
     let mut text = String::new();
     for log in found {
         text += &match &log.fault {
-            None => {
-                let kinds: Vec<_> = log.kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-                let pruned = match log.pruned {
-                    0 => String::new(),
-                    count => format!("; retention removed what {count} of them said"),
-                };
-                format!(
-                    "ok     {}: {} entries, root {}\n       {}{pruned}\n",
-                    log.origin,
-                    log.size,
-                    log.root,
-                    kinds.join(", ")
-                )
-            }
+            None => sound(log, utc),
             Some(fault) => match fault.index {
                 Some(index) => format!("WRONG  {}: entry {index}: {}\n", log.origin, fault.what),
                 None => format!("WRONG  {}: {}\n", log.origin, fault.what),
@@ -111,13 +143,64 @@ fn text(found: &[Verified]) -> String {
         };
     }
     if found.iter().all(|log| log.fault.is_none()) {
-        text += "Each log is consistent in itself up to that entry. That nobody rewrote it whole rests on the host and its keys: heads are not signed yet.\n";
+        text += rests_on(found, asked);
     }
     text
 }
 
+fn sound(log: &Verified, utc: bool) -> String {
+    let kinds: Vec<_> = log.kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let pruned = match log.pruned {
+        0 => String::new(),
+        count => format!("; retention removed what {count} of them said"),
+    };
+    let signed = match &log.signed {
+        None => "no head of it is signed".to_owned(),
+        Some(signed) => {
+            let by = if signed.is_trusted { "a key you trust" } else { "the keys the store names" };
+            format!("{} signed heads fit it, the newest over {} entries, by {by}", log.heads, signed.size)
+        }
+    };
+    let seen = |seen: &Seen| {
+        let at = Time(i64::try_from(seen.at).unwrap_or(0).saturating_mul(1_000_000));
+        format!(
+            "       {} saw it on {}, at {} entries\n",
+            seen.name,
+            view::moment(&json!(at), utc),
+            seen.size
+        )
+    };
+    format!(
+        "ok     {}: {} entries, root {}\n       {}{pruned}\n       {signed}\n{}",
+        log.origin,
+        log.size,
+        log.root,
+        kinds.join(", "),
+        log.seen.iter().map(seen).collect::<String>()
+    )
+}
+
+/// What was shown, and on whose word.
+fn rests_on(found: &[Verified], asked: &Asked) -> &'static str {
+    let is_trusted = found.iter().all(|log| log.signed.as_ref().is_some_and(|signed| signed.is_trusted));
+    let is_seen = !asked.witnesses.is_empty() && found.iter().all(|log| !log.seen.is_empty());
+    match (is_trusted, is_seen) {
+        (true, true) => {
+            "Nothing up to those heads was changed since the witnesses saw it; what came later rests on the key of the host alone.\n"
+        }
+        (true, false) => {
+            "Nothing was changed by anybody who does not have the log's key. Whoever has it could have written all of it anew: a head that was kept elsewhere (--checkpoint) or seen by a witness (--witness) would show that.\n"
+        }
+        (false, _) => {
+            "Each log is consistent in itself. Whose it is rests on the store alone: give the key you were handed as --public-key.\n"
+        }
+    }
+}
+
 fn shown(log: &Verified) -> Value {
     let fault = log.fault.as_ref().map(|fault| json!({"index": fault.index, "what": fault.what}));
-    json!({"origin": log.origin, "size": log.size, "root": log.root, "kinds": log.kinds,
-        "pruned": log.pruned, "fault": fault})
+    let signed = log.signed.as_ref().map(|signed| json!({"size": signed.size, "trusted": signed.is_trusted}));
+    let seen = |seen: &Seen| json!({"name": seen.name, "size": seen.size, "at": seen.at});
+    json!({"origin": log.origin, "size": log.size, "root": log.root, "kinds": log.kinds, "pruned": log.pruned,
+        "heads": log.heads, "signed": signed, "seen": log.seen.iter().map(seen).collect::<Vec<_>>(), "fault": fault})
 }

@@ -84,6 +84,11 @@ impl Reader {
         either!(self, reader => reader.change(id).await)
     }
 
+    /// How many rows the projection has.
+    pub async fn change_count(&self) -> Result<u64, Error> {
+        either!(self, reader => reader.change_count().await)
+    }
+
     /// The rows of the projection with that number, one a log.
     pub async fn numbered(&self, index: u64) -> Result<Vec<ChangeRow>, Error> {
         either!(self, reader => reader.numbered(index).await)

@@ -23,7 +23,7 @@ async fn history() -> Gateway {
 }
 
 /// Does what the triggers forbid, as somebody with the file in hand can.
-async fn tamper(gateway: &Gateway, text: &'static str) {
+async fn tamper(gateway: &Gateway, text: &str) {
     let options = SqliteConnectOptions::new().filename(gateway.data().join("patchwarden.db"));
     let mut connection: SqliteConnection = options.connect().await.unwrap();
     let triggers: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'trigger'")
@@ -36,7 +36,7 @@ async fn tamper(gateway: &Gateway, text: &'static str) {
             .await
             .unwrap();
     }
-    let done = sqlx::raw_sql(text).execute(&mut connection).await.unwrap();
+    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(text.to_owned())).execute(&mut connection).await.unwrap();
     assert!(done.rows_affected() > 0, "{text}");
     connection.close().await.unwrap();
 }
@@ -46,18 +46,25 @@ async fn an_untouched_log_is_consistent_beside_its_gateway_and_after_it() {
     let mut gateway = history().await;
     let said = gateway.cli_ok(&["verify"]);
     assert!(
-        said.starts_with("ok     patchwarden.invalid/") && said.contains("heads are not signed yet"),
+        said.starts_with("ok     patchwarden.invalid/")
+            && said.contains("the newest over 8 entries, by the keys the store names")
+            && said.contains("rests on the store alone"),
         "{said}"
     );
     gateway.restart().await;
     let again = gateway.cli_ok(&["verify", "--format", "json"]);
     assert!(again.contains("\"fault\": null"), "{again}");
+    let key = gateway.cli_ok(&["keys", "show"]).trim().to_owned();
+    let head = gateway.data().join("patchwarden.db.head").display().to_string();
+    let trusted = gateway.cli_ok(&["verify", "--projection", "--public-key", &key, "--checkpoint", &head]);
+    assert!(trusted.contains("by a key you trust") && trusted.contains("who does not have"), "{trusted}");
 }
 
 #[tokio::test]
 async fn whatever_is_altered_is_found_and_named() {
     // 0 is the start; the changes are 1 and 2, 3 and 4, 5 and 6; 7 is the stop. Rows count from 1.
-    for (text, entry, what) in [
+    let foreign = "ab".repeat(32);
+    let cases: &[(&str, Option<u64>, &str)] = &[
         (
             "UPDATE entries SET envelope = CAST(replace(CAST(envelope AS TEXT), '\"status\":200', '\"status\":201') AS BLOB) WHERE idx = 4",
             None,
@@ -80,8 +87,42 @@ async fn whatever_is_altered_is_found_and_named() {
         ("UPDATE entries SET kind = 'fold' WHERE idx = 3", Some(3), "its row says fold"),
         ("UPDATE entries SET of_idx = 0 WHERE idx = 4", Some(4), "different entries"),
         ("UPDATE log_head SET size = size - 1", None, "do not give the head"),
+        (
+            "UPDATE entries SET envelope = CASE idx WHEN 3 THEN (SELECT envelope FROM entries WHERE idx = 4) \
+             ELSE (SELECT envelope FROM entries WHERE idx = 3) END WHERE idx IN (3, 4)",
+            Some(3),
+            "that of another entry",
+        ),
+        (
+            "UPDATE payloads SET salt = (SELECT salt FROM payloads WHERE row = 6) WHERE row = 5",
+            Some(4),
+            "has the digest of",
+        ),
+        (
+            "UPDATE payloads SET (salt, body) = (SELECT salt, body FROM payloads WHERE row = 6) WHERE row = 4",
+            Some(3),
+            "has the digest of",
+        ),
+        (
+            "INSERT INTO entries (row, origin, idx, kind, envelope) SELECT 9, origin, 8, kind, envelope FROM entries WHERE idx = 7",
+            Some(8),
+            "nobody has committed it",
+        ),
+        (
+            "UPDATE checkpoints SET body = replace(body, char(10) || '8' || char(10), char(10) || '9' || char(10))",
+            None,
+            "of another log or size",
+        ),
+        ("UPDATE checkpoints SET signatures = replace(signatures, 'A', 'B')", None, "signed"),
+        (
+            &format!("INSERT INTO log_keys SELECT origin, '{foreign}', 3 FROM log_head"),
+            Some(3),
+            "no key before signed for it",
+        ),
+        (&format!("UPDATE log_keys SET public = '{foreign}'"), None, "it is not signed by"),
         ("UPDATE log_head SET frontier = randomblob(length(frontier))", None, "do not give the head"),
-    ] {
+    ];
+    for (text, entry, what) in cases {
         let gateway = history().await;
         tamper(&gateway, text).await;
         let output = gateway.cli(&["verify"]);
@@ -92,5 +133,126 @@ async fn whatever_is_altered_is_found_and_named() {
             assert!(said.contains(&format!(": entry {entry}: ")), "{text}: {said}");
         }
         assert!(!said.contains("consistent"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_was_rolled_back_or_forked_is_found_by_a_head_that_was_kept() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let mut gateway = Gateway::before(&upstream.url()).start().await;
+    let change = |ttl: u64| good_patch(&json!({"accessTokenTTL": ttl}));
+    assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &change(1000)).await.status, 200);
+    gateway.terminate().await;
+    let (store, early) = (gateway.data().join("patchwarden.db"), gateway.data().join("early.db"));
+    std::fs::copy(&store, &early).unwrap();
+    gateway.restart().await;
+    assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &change(2000)).await.status, 200);
+    gateway.terminate().await;
+    let beside = gateway.data().join("patchwarden.db.head");
+    let kept = gateway.data().join("kept-elsewhere");
+    std::fs::copy(&beside, &kept).unwrap();
+    let kept = kept.display().to_string();
+    let wrong = |args: &[&str], what: &str| {
+        let output = gateway.cli(&[&["verify"], args].concat());
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with("WRONG") && said.contains(what), "{said}");
+    };
+    // The disk is that of yesterday, whole and signed: only a head from outside tells.
+    std::fs::copy(&early, &store).unwrap();
+    wrong(&[], "entry 4: it is missing, with 3 more: a head of 8 entries was signed");
+    std::fs::remove_file(&beside).unwrap();
+    assert_eq!(gateway.cli(&["verify"]).status.code(), Some(0));
+    wrong(&["--checkpoint", &kept], "entry 4: it is missing");
+    // It goes on from there, under the same key: two stories of one log.
+    let mut gateway = gateway;
+    gateway.restart().await;
+    for ttl in [3000, 3001] {
+        assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &change(ttl)).await.status, 200);
+    }
+    gateway.terminate().await;
+    assert_eq!(gateway.cli(&["verify"]).status.code(), Some(0));
+    let output = gateway.cli(&["verify", "--checkpoint", &kept]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.code() == Some(1) && said.contains("its first 8 entries do not give the head"),
+        "{said}"
+    );
+    // What is given has to be a head, of a log that is there; and nobody saw this one.
+    let text = std::fs::read_to_string(&kept).unwrap();
+    std::fs::write(&kept, text.replacen("patchwarden.invalid", "elsewhere.invalid", 2)).unwrap();
+    let output = gateway.cli(&["verify", "--checkpoint", &kept]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("has no log of this name"), "{output:?}");
+    std::fs::write(&kept, "no head").unwrap();
+    assert_eq!(gateway.cli(&["verify", "--checkpoint", &kept]).status.code(), Some(2));
+    let output = gateway.cli(&["verify", "--require-anchor", "24h"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--witness KEY"), "{output:?}");
+    let witness = "witness.example+4ec4f2c9+BFzB5Ls3LyfyIiRuL2lzSVkYlqtDP6zAEzKvZqlVF2mN";
+    assert_eq!(
+        gateway.cli(&["verify", "--require-anchor", "24h", "--witness", witness]).status.code(),
+        Some(2)
+    );
+}
+
+#[tokio::test]
+async fn a_projection_that_says_something_else_than_the_entries_is_found() {
+    for (text, what) in [
+        (
+            "UPDATE changes SET caller = 'somebody-else' WHERE seq = 2",
+            "entry 3: the projection holds another caller",
+        ),
+        (
+            "UPDATE changes SET outcome = 'rejected' WHERE seq = 2",
+            "entry 3: the projection holds another outcome",
+        ),
+        (
+            "UPDATE changes SET search = search || 'x' WHERE seq = 3",
+            "entry 5: the projection holds another values",
+        ),
+        ("DELETE FROM changes WHERE seq = 1", "entry 1: the projection does not hold it"),
+    ] {
+        let gateway = history().await;
+        tamper(&gateway, text).await;
+        gateway.cli_ok(&["verify"]);
+        let output = gateway.cli(&["verify", "--projection"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(what), "{text}: {said}");
+        gateway.cli_ok(&["reindex"]);
+        gateway.cli_ok(&["verify", "--projection"]);
+    }
+}
+
+#[tokio::test]
+async fn an_export_tells_the_same_story_to_whoever_has_no_store() {
+    let gateway = history().await;
+    let key = gateway.cli_ok(&["keys", "show"]).trim().to_owned();
+    let head = gateway.data().join("patchwarden.db.head").display().to_string();
+    let text = gateway.cli_ok(&["export"]);
+    let file = gateway.data().join("log.ndjson");
+    let path = file.display().to_string();
+    let verify = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let output = gateway.cli(&["verify", &path, "--public-key", &key, "--checkpoint", &head]);
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, said) = verify(&text);
+    assert!(code == Some(0) && said.contains("8 entries") && said.contains("by a key you trust"), "{said}");
+    let lines: Vec<&str> = text.lines().collect();
+    let without = |gone: usize| {
+        let left = lines.iter().enumerate().filter(|(place, _)| *place != gone);
+        left.map(|(_, line)| format!("{line}\n")).collect::<String>()
+    };
+    for (altered, what) in [
+        (without(3), "entry 3: it is missing; the next one is 4"),
+        (without(7), "entry 7: it is missing: a head of 8 entries was signed"),
+        (text.replacen("\\\"status\\\":200", "\\\"status\\\":201", 1), "do not give the head"),
+        (text.replacen("accessTokenTTL", "accessTokenTtl", 1), "has the digest of"),
+        (text.replacen("\"salt\":\"", "\"salt\":\"00", 1), "has the digest of"),
+        (text.replacen("\"index\":2", "\"index\":3", 1), "entry 2: it is missing"),
+        ("{\"origin\":1}\n".to_owned(), "it is no export"),
+    ] {
+        let (code, said) = verify(&altered);
+        assert!(code == Some(1) && said.contains(what), "{what}: {said}");
     }
 }

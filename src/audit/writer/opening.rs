@@ -14,9 +14,9 @@ use crate::keys::{self, Keys};
 use crate::store::{self, Database, Location, LogKey, Reader};
 
 use super::super::checkpoint::{Checkpoint, Note, Verifier};
-use super::super::copy::projected;
+use super::super::copy::rebuild;
 use super::super::proofs::Tree;
-use super::super::query::{PROJECTION_VERSION, Projected};
+use super::super::query::PROJECTION_VERSION;
 use super::super::tree::Frontier;
 use super::runs::LastRun;
 use super::{Group, Log, Time, Writer, entry, lock, tiles};
@@ -323,26 +323,4 @@ async fn last_time(database: &mut Database, origin: &str, size: u64) -> Result<T
     let entry = database.entry(origin, last).await?;
     let at = entry.and_then(|entry| json::own::<Value>(&entry.envelope).ok()?["at"].as_i64());
     at.map(Time).ok_or_else(|| store::Error::Fatal(format!("entry {last} of the log cannot be read")))
-}
-
-/// Derives the projection anew from the log.
-pub(in crate::audit) async fn rebuild(database: &mut Database) -> Result<(), store::Error> {
-    database.begin().await?;
-    database.clear_projection(PROJECTION_VERSION).await?;
-    let mut next = 0;
-    loop {
-        let entries = database.entries_from(next).await?;
-        let Some(last) = entries.last() else { break };
-        next = last.row + 1;
-        let (mut changes, mut updates) = (Vec::new(), Vec::new());
-        for entry in &entries {
-            match projected(entry.row, entry) {
-                Some(Projected::Row(row)) => changes.push(*row),
-                Some(Projected::Update(update)) => updates.push(*update),
-                None => {}
-            }
-        }
-        database.project(&changes, &updates).await?;
-    }
-    database.commit().await
 }

@@ -1,36 +1,63 @@
-//! `patchwarden verify FILE`: what `prove` wrote, checked with nothing but a public key.
+//! `patchwarden verify FILE`: what `prove` or `export` wrote, checked without a store.
 //!
-//! Without a key from somebody who is trusted nothing is proved, so one has to be given.
+//! A proof of one change is nothing without a key from somebody who is trusted, so one has to be given.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::super::out::print;
+use super::super::out::{Progress, print};
 use super::super::{MISCONFIGURED, UNABLE, WRONG};
-use super::{Args, Format, keys};
+use super::{Args, Format, tell};
 use crate::app::Failure;
 use crate::audit::evidence::{Checked, Evidence, Verdict};
+use crate::audit::verify::{self, Asked};
 use crate::clock::Time;
 use crate::view;
 
 /// The longest file that is read.
 const MAX_FILE: u64 = 64 << 20;
 
-pub(super) fn run(path: &Path, args: &Args) -> Result<u8, Failure> {
-    let trusted = keys("--public-key", &args.public_key)?;
+pub(super) fn run(path: &Path, args: &Args, asked: &Asked) -> Result<u8, Failure> {
+    let unreadable = |what: String| Failure { code: UNABLE, message: format!("{}: {what}", path.display()) };
+    let file = File::open(path).map_err(|error| unreadable(error.to_string()))?;
+    let mut file = BufReader::new(file);
+    // An export has an object a line, a proof is one object.
+    let mut first = [0; 2];
+    let is_proof = file.fill_buf().is_ok_and(|begin| {
+        first.copy_from_slice(begin.get(..2).unwrap_or(b"{\n"));
+        first != *b"{\"" || begin.starts_with(b"{\"form\"") || begin.starts_with(b"{\"change\"")
+    });
+    if is_proof { proof(path, args, asked) } else { exported(path, file, args, asked) }
+}
+
+fn exported(path: &Path, file: impl BufRead, args: &Args, asked: &Asked) -> Result<u8, Failure> {
+    let mut progress = Progress::new("entries", None);
+    let found = verify::export(file, asked, |read| progress.advance(read));
+    progress.end();
+    match found {
+        Ok(found) => tell(&found, asked, args),
+        Err(what) => {
+            Err(Failure { code: WRONG, message: format!("{}: {what}; it is no export", path.display()) })
+        }
+    }
+}
+
+fn proof(path: &Path, args: &Args, asked: &Asked) -> Result<u8, Failure> {
+    let Asked { keys: trusted, witnesses, .. } = asked;
     if trusted.is_empty() {
         let message = "a proof is only as good as the key it is checked with: give the log's as --public-key, from somebody you trust; `patchwarden keys show` prints it";
         return Err(Failure { code: MISCONFIGURED, message: message.to_owned() });
     }
-    let witnesses = keys("--witness", &args.witness)?;
     let unreadable = |what: String| Failure { code: UNABLE, message: format!("{}: {what}", path.display()) };
     let length = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
     if length > MAX_FILE {
         return Err(unreadable(format!("it is {length} bytes, more than any proof of a change")));
     }
     let text = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
-    let verdict = Evidence::read(&text).and_then(|evidence| evidence.verify(&trusted, &witnesses));
+    let verdict = Evidence::read(&text).and_then(|evidence| evidence.verify(trusted, witnesses));
     let code = if verdict.is_ok() { 0 } else { WRONG };
     print(&match (args.format, verdict) {
         (Format::Text, Ok(verdict)) => proved(&verdict, args.utc),

@@ -161,6 +161,13 @@ impl Reader {
         Ok(changes(&self.rows(text.build()).await?)?.pop())
     }
 
+    /// How many rows the projection has.
+    pub async fn change_count(&self) -> Result<u64, Error> {
+        let row = self.row(sqlx::query("SELECT COUNT(*) FROM changes")).await?;
+        let count = row.map(|row| row.try_get(0)).transpose().map_err(|error| inside(&error))?;
+        Ok(unsigned(count.unwrap_or(0)))
+    }
+
     /// The rows of the projection with that number, one a log.
     pub async fn numbered(&self, index: u64) -> Result<Vec<ChangeRow>, Error> {
         let places = sqlx::query(
@@ -229,7 +236,7 @@ impl Reader {
 
     /// Rows of the projection.
     pub async fn changes_at(&self, rows: &[i64]) -> Result<Vec<ChangeRow>, Error> {
-        let columns = COLUMNS.replace("rules, pointers, search", "'', '', ''");
+        let columns = COLUMNS;
         let text = format!("{columns} WHERE row = ANY($1)");
         changes(&self.rows(sqlx::query(AssertSqlSafe(text)).bind(rows)).await?)
     }

@@ -157,6 +157,12 @@ impl Reader {
         row.and_then(|row| row.as_ref().map(change).transpose()).map_err(|error| inside(&error))
     }
 
+    /// How many rows the projection has.
+    pub async fn change_count(&self) -> Result<u64, Error> {
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM changes").fetch_one(&self.0).await;
+        count.map(unsigned).map_err(|error| inside(&error))
+    }
+
     /// The rows of the projection with that number, one a log.
     pub async fn numbered(&self, index: u64) -> Result<Vec<ChangeRow>, Error> {
         let places = sqlx::query_scalar::<_, i64>(
@@ -220,7 +226,7 @@ impl Reader {
 
     /// Rows of the projection.
     pub async fn changes_at(&self, rows: &[i64]) -> Result<Vec<ChangeRow>, Error> {
-        let mut query = QueryBuilder::new(COLUMNS.replace("rules, pointers, search", "'', '', ''"));
+        let mut query = QueryBuilder::new(COLUMNS);
         query.push("WHERE row IN (");
         let mut list = query.separated(", ");
         for row in rows {

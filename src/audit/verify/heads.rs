@@ -1,0 +1,188 @@
+//! A log beside every head that was signed of it, and the keys that signed.
+//!
+//! Stored heads are read in the order of their sizes while the entries go by; those that were kept elsewhere join them.
+//! The keys are those the store names, each but the first on the word of the one before, and those that are trusted with
+//! what follows them.
+
+use std::collections::VecDeque;
+
+use super::super::checkpoint::{Doubt, Note, Verifier};
+use super::super::evidence::{KeyChange, followed, key_changes_of};
+use super::super::tree::Frontier;
+use super::{Asked, Fault, Seen, Signed};
+use crate::store::{Error, LogKey, Reader};
+
+/// Heads that are read at once.
+const HEADS: u32 = 1000;
+
+pub(super) struct Heads<'a> {
+    reader: &'a Reader,
+    origin: String,
+    /// Of the store, the next ones.
+    stored: VecDeque<Note>,
+    /// From which size on the store has more; `None`: none.
+    more: Option<u64>,
+    /// Kept elsewhere, the smallest last.
+    given: Vec<Note>,
+    known: Vec<Verifier>,
+    trusted: Vec<Verifier>,
+    witnesses: Vec<Verifier>,
+    wrong_keys: Option<Fault>,
+    /// Compared so far.
+    pub(super) passed: u64,
+    pub(super) newest: Option<Signed>,
+    pub(super) seen: Vec<Seen>,
+}
+
+impl<'a> Heads<'a> {
+    pub(super) async fn of(reader: &'a Reader, origin: &str, asked: &Asked) -> Result<Self, Error> {
+        let keys: Vec<LogKey> =
+            reader.log_keys().await?.into_iter().filter(|key| key.origin == origin).collect();
+        let changes = key_changes_of(reader, origin).await?;
+        let verifier = |key: &LogKey| Verifier::of_stored(origin, &key.public);
+        let trusted: Vec<_> = asked.keys.iter().filter(|key| key.name == origin).cloned().collect();
+        let mut given: Vec<Note> =
+            asked.heads.iter().filter(|head| head.checkpoint.origin == origin).cloned().collect();
+        given.sort_by_key(|head| std::cmp::Reverse(head.checkpoint.size));
+        let mut heads = Self {
+            reader,
+            origin: origin.to_owned(),
+            stored: VecDeque::new(),
+            more: Some(0),
+            given,
+            known: keys.iter().filter_map(verifier).collect(),
+            trusted: followed(&trusted, &changes),
+            witnesses: asked.witnesses.clone(),
+            wrong_keys: unfounded(origin, &keys, &changes),
+            passed: 0,
+            newest: None,
+            seen: Vec::new(),
+        };
+        heads.refill().await?;
+        Ok(heads)
+    }
+
+    /// A key that nobody signed for.
+    pub(super) fn keys_fault(&mut self) -> Option<Fault> {
+        self.wrong_keys.take()
+    }
+
+    async fn refill(&mut self) -> Result<Option<Fault>, Error> {
+        let Some(from) = self.more.filter(|_| self.stored.is_empty()) else { return Ok(None) };
+        let rows = self.reader.checkpoints(&self.origin, from, HEADS).await?;
+        self.more = rows.last().filter(|_| rows.len() == HEADS as usize).map(|last| last.size + 1);
+        for row in rows {
+            match Note::read(&row.note()) {
+                Ok(note) if note.checkpoint.origin == self.origin && note.checkpoint.size == row.size => {
+                    self.stored.push_back(note);
+                }
+                Ok(_) => {
+                    return Ok(Some(of_head(row.size, "it is of another log or size than its row says")));
+                }
+                Err(doubt) => return Ok(Some(of_head(row.size, &doubt.to_string()))),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Compares the heads of the size that is reached.
+    pub(super) async fn pass(&mut self, tree: &Frontier) -> Result<Option<Fault>, Error> {
+        let size = tree.size();
+        while self.stored.front().is_some_and(|head| head.checkpoint.size <= size) {
+            let Some(head) = self.stored.pop_front() else { break };
+            if let Some(fault) = self.compare(&head, tree) {
+                return Ok(Some(fault));
+            }
+            if let Some(fault) = self.refill().await? {
+                return Ok(Some(fault));
+            }
+        }
+        while let Some(head) = self.given.pop_if(|head| head.checkpoint.size <= size) {
+            if let Some(fault) = self.compare(&head, tree) {
+                return Ok(Some(fault));
+            }
+        }
+        Ok(None)
+    }
+
+    fn compare(&mut self, head: &Note, tree: &Frontier) -> Option<Fault> {
+        let size = head.checkpoint.size;
+        let keys = [&self.trusted[..], &self.known[..]].concat();
+        if let Err(doubt) = head.signed_by(&keys) {
+            return Some(of_head(size, &doubt.to_string()));
+        }
+        if head.checkpoint != tree.of_log(&self.origin) {
+            return Some(super::not_the_head(size));
+        }
+        for witness in &self.witnesses {
+            match head.witnessed_by(witness) {
+                Ok(None) => {}
+                Ok(Some(at)) => {
+                    self.seen.retain(|seen| seen.name != witness.name || seen.at > at);
+                    if !self.seen.iter().any(|seen| seen.name == witness.name) {
+                        self.seen.push(Seen { name: witness.name.clone(), size, at });
+                    }
+                }
+                Err(doubt @ (Doubt::Forged(_) | Doubt::Unsigned(_) | Doubt::Malformed(_))) => {
+                    return Some(of_head(size, &doubt.to_string()));
+                }
+            }
+        }
+        self.passed += 1;
+        let is_trusted = head.signed_by(&self.trusted).is_ok();
+        if self.newest.as_ref().is_none_or(|newest| newest.size <= size) {
+            self.newest = Some(Signed { size, is_trusted });
+        }
+        None
+    }
+
+    /// What is left when all entries have gone by.
+    pub(super) fn end(&mut self, tree: &Frontier, asked: &Asked) -> Option<Fault> {
+        let beyond = self.stored.iter().chain(&self.given).map(|head| head.checkpoint.size).max();
+        if let Some(size) = beyond {
+            let missing = size - tree.size();
+            return Some(Fault::at(
+                tree.size(),
+                format!("it is missing, with {} more: a head of {size} entries was signed", missing - 1),
+            ));
+        }
+        if !self.trusted.is_empty() && !self.newest.as_ref().is_some_and(|newest| newest.is_trusted) {
+            let what =
+                "its newest head is not signed by the key that is trusted, nor by one that followed it";
+            return Some(Fault::of_log(what));
+        }
+        let (limit, now) = (asked.anchor?, asked.now?);
+        let newest = self.seen.iter().map(|seen| seen.at).max();
+        let age = newest.map(|at| u64::try_from(now.0 / 1_000_000).unwrap_or(0).saturating_sub(at));
+        match age {
+            Some(age) if age <= limit.as_secs() => None,
+            Some(age) => Some(Fault::of_log(format!(
+                "a witness saw it last {age} s ago, longer than the {} s that are asked for",
+                limit.as_secs()
+            ))),
+            None => Some(Fault::of_log("none of the witnesses that are trusted has seen it")),
+        }
+    }
+}
+
+fn of_head(size: u64, what: &str) -> Fault {
+    Fault::of_log(format!("its signed head of {size} entries: {what}"))
+}
+
+/// Each key but the first is there on the word of one before it, said in the entry it counts from.
+fn unfounded(origin: &str, keys: &[LogKey], changes: &[KeyChange]) -> Option<Fault> {
+    let mut known: Vec<Verifier> = Vec::new();
+    for key in keys {
+        let verifier = Verifier::of_stored(origin, &key.public);
+        let follows = || {
+            let verified = changes.iter().filter_map(KeyChange::verified);
+            verified.into_iter().any(|(old, new)| Some(&new) == verifier.as_ref() && known.contains(&old))
+        };
+        if key.since > 0 && !follows() {
+            let what = "the log is said to have a new key from here on, and no key before signed for it";
+            return Some(Fault::at(key.since, what));
+        }
+        known.extend(verifier);
+    }
+    None
+}
