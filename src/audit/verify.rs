@@ -43,18 +43,34 @@ pub struct Fault {
 /// Reads every log up to the head it has now; `read` hears of each step.
 pub async fn run(store: &Location, mut read: impl FnMut(usize)) -> Result<Vec<Verified>, Error> {
     let reader = Reader::open(store).await?;
+    let mut below = reader.meta("pruned_below").await?;
+    let found = loop {
+        let found = pass(&reader, &below, &mut read).await?;
+        let is_whole = found.iter().all(|log| log.fault.is_none());
+        // A prune that began meanwhile took what this pass still looked for.
+        let now = reader.meta("pruned_below").await?;
+        if is_whole || now == below {
+            break found;
+        }
+        below = now;
+    };
+    reader.close().await;
+    Ok(found)
+}
+
+async fn pass(
+    reader: &Reader,
+    below: &[(String, String)],
+    read: &mut impl FnMut(usize),
+) -> Result<Vec<Verified>, Error> {
     let mut found = Vec::new();
     let mut counted: HashMap<String, Vec<(u64, String, u64)>> = HashMap::new();
-    let below = reader.meta("pruned_below").await?;
-    let mut retention = Retention {
-        below: below.into_iter().filter_map(|(origin, below)| Some((origin, below.parse().ok()?))).collect(),
-        said: HashMap::new(),
-    };
+    let below = below.iter().filter_map(|(origin, below)| Some((origin.clone(), below.parse().ok()?)));
+    let mut retention = Retention { below: below.collect(), said: HashMap::new() };
     // All heads at one moment: what is appended meanwhile is not looked at.
     for log in reader.logs().await? {
-        found.push(one(&reader, &log, &mut counted, &mut retention, &mut read).await?);
+        found.push(one(reader, &log, &mut counted, &mut retention, read).await?);
     }
-    reader.close().await;
     for log in found.iter_mut().filter(|log| log.fault.is_none() && log.pruned > 0) {
         log.fault = retention.unsaid(&log.origin);
     }
