@@ -128,17 +128,34 @@ pub async fn run(
     mut read: impl FnMut(usize),
 ) -> Result<Vec<Verified>, Error> {
     let reader = Reader::open(store).await?;
-    let found = read_all(&reader, asked, &mut read).await;
+    let found = settled(&reader, asked, &mut read).await;
     reader.close().await;
     found
 }
 
-async fn read_all(
+/// A prune that begins meanwhile takes what a pass still looks for; then there is another one.
+async fn settled(
     reader: &Reader,
     asked: &Asked,
     read: &mut impl FnMut(usize),
 ) -> Result<Vec<Verified>, Error> {
-    let below = reader.meta("pruned_below").await?;
+    let mut below = reader.meta("pruned_below").await?;
+    loop {
+        let found = pass(reader, &below, asked, read).await?;
+        let now = reader.meta("pruned_below").await?;
+        if now == below || found.iter().all(|log| log.fault.is_none()) {
+            return Ok(found);
+        }
+        below = now;
+    }
+}
+
+async fn pass(
+    reader: &Reader,
+    below: &[(String, String)],
+    asked: &Asked,
+    read: &mut impl FnMut(usize),
+) -> Result<Vec<Verified>, Error> {
     let mut across = Across { retention: Retention::of(below), ..Across::default() };
     // All heads at one moment: what is appended meanwhile is not looked at.
     let logs = reader.logs().await?;

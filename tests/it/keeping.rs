@@ -431,6 +431,9 @@ async fn changes_go_on_while_much_is_removed_and_the_file_gets_smaller() {
     while !pruning.is_finished() {
         applied(&gateway, 1100 + during % 2).await;
         during += 1;
+        if during % 4 == 0 {
+            verified(&gateway);
+        }
     }
     let output = pruning.join().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

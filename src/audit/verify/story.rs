@@ -226,13 +226,9 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    pub(super) fn of(marks: Vec<(String, String)>) -> Self {
-        let mark = |(origin, below): (String, String)| Some((origin, below.parse().ok()?));
-        Self {
-            below: marks.into_iter().filter_map(mark).collect(),
-            said: HashMap::new(),
-            is_told_later: false,
-        }
+    pub(super) fn of(marks: &[(String, String)]) -> Self {
+        let mark = |(origin, below): &(String, String)| Some((origin.clone(), below.parse().ok()?));
+        Self { below: marks.iter().filter_map(mark).collect(), said: HashMap::new(), is_told_later: false }
     }
 
     /// There are no marks; entries that say what was removed come later than what they speak of.
