@@ -226,7 +226,7 @@ async fn read_log(store: &Path) -> (Vec<Vec<u8>>, HashMap<String, usize>) {
     let mut connection: SqliteConnection =
         SqliteConnectOptions::new().filename(store).connect().await.unwrap();
     let rows =
-        sqlx::query("SELECT e.envelope, p.body FROM entries e JOIN payloads p USING (row) ORDER BY e.idx")
+        sqlx::query("SELECT e.envelope, p.body FROM entries e JOIN payloads p USING (row) ORDER BY e.row")
             .fetch_all(&mut connection)
             .await
             .unwrap();
@@ -667,6 +667,27 @@ async fn a_wal_that_is_cut_is_never_written_on_and_what_it_held_is_said_to_be_mi
             );
         }
         assert_eq!(gateway.events("succession").len(), 1, "it is said once");
+    }
+}
+
+#[tokio::test]
+async fn an_outcome_that_meets_a_cut_wal_is_kept_though_its_intent_is_gone() {
+    for mishap in [Mishap::Halved, Mishap::Emptied] {
+        let (mut told, mut value) = (Told::default(), 1000);
+        let (upstream, gateway) = with_changes(&mut told, &mut value).await;
+        let path = gateway.data().join(WAL);
+        upstream.script("PATCH", Act::hook(move |_| mishap.happen(&path)));
+        value += 1;
+        let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(value)).await;
+        assert_eq!((answer.status, answer.get("patchwarden-record")), (200, None), "{}", answer.text());
+        assert_eq!(gateway.events("succession").len(), 1, "{mishap:?}");
+        let mut since = Told::default();
+        wait_until_changes_pass(&gateway, &identity(0), &mut since, &mut value).await;
+        assert!(gateway.cli(&["verify"]).status.success());
+        let (log, places) = read_log(&gateway.data().join(STORE)).await;
+        let kept = &log[places[&change_of(&answer)] - 1];
+        let kept: Value = serde_json::from_slice(kept).unwrap();
+        assert_eq!((&kept["kind"], &kept["result"]), (&json!("outcome"), &json!("applied")));
     }
 }
 
