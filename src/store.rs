@@ -58,7 +58,7 @@ pub enum Error {
     Displaced {
         /// Which, and what became of it.
         what: String,
-        /// The database is as it was: what its WAL holds can still be copied into it.
+        /// Only the WAL's name is, which does not keep SQLite from copying it into the database.
         only_wal: bool,
     },
 }

@@ -288,9 +288,12 @@ impl Writer {
             let orphans = batch.iter().any(|job| job.group.orphaned);
             let settles = batch.iter().any(|job| job.group.settle);
             if let Some(detail) = batch.iter_mut().find_map(|job| job.group.suspect.take())
-                && self.log.is_some()
+                && let Some(log) = &mut self.log
             {
-                self.give_up(Vec::new(), &store::Error::Wait(detail)).await;
+                // A reader meets a file that is gone before the writer does, which still has it open.
+                let looked = log.database.look().await;
+                let error = looked.err().unwrap_or(store::Error::Wait(detail));
+                self.give_up(Vec::new(), &error).await;
             }
             let depth = i64::try_from(self.queue.len() + self.backlog.len()).unwrap_or(i64::MAX);
             self.shared.metrics.queue_depth.set(depth);

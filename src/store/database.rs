@@ -51,6 +51,14 @@ impl Database {
         either!(self, database => database.commit().await)
     }
 
+    /// Whether what was written to is still there under its name.
+    pub async fn look(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(database) => database.look_at_wal().await,
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     /// Takes it back.
     pub async fn rollback(&mut self) -> Result<(), Error> {
         either!(self, database => database.rollback().await)

@@ -8,7 +8,7 @@ mod reader;
 mod tree;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,10 +46,12 @@ pub struct Database {
     connection: SqliteConnection,
     path: PathBuf,
     files: Option<Files>,
-    /// Frames in the WAL: as the last checkpoint counted them, and an estimate of what came since.
+    /// Frames in the WAL that a checkpoint has still to copy, or that came since one that copied all.
     frames: u64,
     /// Free pages were given back: the next checkpoint makes the file shorter.
     shrinks: bool,
+    /// Frames in the WAL when this connection last committed.
+    committed: u64,
 }
 
 /// The database and its WAL, as last seen.
@@ -100,9 +102,7 @@ impl Database {
                 }
             },
         )?;
-        let mut database = Self { connection, path: path.to_owned(), files: None, frames: 0, shrinks: false };
-        database.files = database.look_at_files().ok();
-        Ok(database)
+        Ok(Self { connection, path: path.to_owned(), files: None, frames: 0, shrinks: false, committed: 0 })
     }
 
     /// Starts a transaction, on the WAL that the last one was written to.
@@ -115,9 +115,7 @@ impl Database {
     pub async fn commit(&mut self) -> Result<(), Error> {
         let done = sqlx::raw_sql("COMMIT").execute(&mut self.connection).await;
         done.map_err(|error| Error::InDoubt(error.to_string()))?;
-        // Nobody else may shorten the WAL while this connection writes.
-        self.files = Some(self.look_at_files()?);
-        Ok(())
+        self.look_at_files().await
     }
 
     /// Takes it back.
@@ -131,32 +129,54 @@ impl Database {
 
     /// A WAL that was cut would be written on behind a hole, and what is behind a hole is gone after a crash. Other
     /// connections may empty it, and then SQLite's own count of its frames says so too.
-    async fn look_at_wal(&mut self) -> Result<(), Error> {
+    pub async fn look_at_wal(&mut self) -> Result<(), Error> {
         let Some(before) = self.files else { return Ok(()) };
-        let wal = self.wal()?;
-        let is_cut = wal.length < before.wal.length && {
-            let counted = self.counted_frames().await;
-            !counted.is_ok_and(|frames| frames == 0 || wal.length >= WAL_HEAD + frames * FRAME)
+        let wal = match self.wal() {
+            Ok(wal) if wal.id == before.wal.id => wal,
+            // Into a database that was cut its WAL is not to be copied.
+            other => {
+                self.database()?;
+                return Err(other.err().unwrap_or_else(|| self.displaced("the WAL was replaced", true)));
+            }
         };
-        if wal.id != before.wal.id || is_cut {
-            return Err(self.displaced("the WAL was replaced or cut", true));
+        if wal.length < before.wal.length.max(wal_length(self.committed)) {
+            self.committed = self.counted_frames().await?;
+            if wal.length < wal_length(self.committed) {
+                return Err(self.displaced("the WAL was cut", false));
+            }
         }
         self.files = Some(Files { wal, ..before });
         Ok(())
     }
 
-    /// The files under their names are still the ones written to, and did not shrink.
-    fn look_at_files(&self) -> Result<Files, Error> {
-        let database = identity(&self.path).map_err(|error| self.displaced(&error.to_string(), false))?;
-        let lost = |before: File, now: File| before.id != now.id || now.length < before.length;
-        if self.files.is_some_and(|before| lost(before.database, database)) {
-            return Err(self.displaced("it was replaced or cut", false));
-        }
+    /// After a commit: the files under their names are still the ones written to, did not shrink, and the WAL has no hole.
+    /// Nobody else may shorten it while this connection writes.
+    async fn look_at_files(&mut self) -> Result<(), Error> {
+        let (database, before) = (self.database()?, self.files);
         let wal = self.wal()?;
-        if self.files.is_some_and(|before| lost(before.wal, wal)) {
-            return Err(self.displaced("the WAL was replaced or cut", true));
+        if before.is_some_and(|before| wal.id != before.wal.id) {
+            return Err(self.displaced("the WAL was replaced", true));
         }
-        Ok(Files { database, wal })
+        self.frames = self.counted_frames().await?;
+        let is_cut = before.is_some_and(|before| wal.length < before.wal.length);
+        // Where the commit before ended, and this one.
+        let ends = [self.committed.min(self.frames), self.frames];
+        if is_cut || !has_frames(&wal_path(&self.path), ends) {
+            return Err(self.displaced("the WAL was cut", false));
+        }
+        self.committed = self.frames;
+        self.files = Some(Files { database, wal });
+        Ok(())
+    }
+
+    fn database(&self) -> Result<File, Error> {
+        let now = identity(&self.path).map_err(|error| self.displaced(&error.to_string(), false))?;
+        match self.files.map(|before| before.database) {
+            Some(before) if before.id != now.id || now.length < before.length => {
+                Err(self.displaced("it was replaced or cut", false))
+            }
+            _ => Ok(now),
+        }
     }
 
     fn wal(&self) -> Result<File, Error> {
@@ -226,7 +246,7 @@ impl Database {
 
     /// Frames of the WAL that are in use, as SQLite counts them.
     async fn counted_frames(&mut self) -> Result<u64, Error> {
-        self.ask_checkpoint("PRAGMA wal_checkpoint(PASSIVE)").await.map(|(_, frames, _)| unsigned(frames))
+        self.ask_checkpoint("PRAGMA wal_checkpoint(NOOP)").await.map(|(_, frames, _)| unsigned(frames))
     }
 
     async fn ask_checkpoint(&mut self, text: &'static str) -> Result<(i64, i64, i64), Error> {
@@ -317,8 +337,6 @@ impl Database {
             .fetch_one(&mut self.connection)
             .await
             .map_err(|error| inside(&error))?;
-        let bytes: usize = entries.iter().map(|entry| entry.envelope.len() + entry.body.len()).sum();
-        self.frames += (bytes / 4096 + 2 * entries.len() + 12) as u64;
         let numbered: Vec<(i64, &EntryRow)> = (next..).zip(entries).collect();
         let mut rest = &numbered[..];
         while !rest.is_empty() {
@@ -702,6 +720,27 @@ fn create_private(path: &Path) -> Result<(), Error> {
 
 fn identity(path: &Path) -> std::io::Result<File> {
     fs::metadata(path).map(|file| File { id: (file.dev(), file.ino()), length: file.len() })
+}
+
+fn wal_length(frames: u64) -> u64 {
+    if frames == 0 { 0 } else { WAL_HEAD + frames * FRAME }
+}
+
+/// Whether those frames (counted from 1, 0 for none) are there and of the WAL's present round, as their salts say.
+fn has_frames(wal: &Path, frames: [u64; 2]) -> bool {
+    let read = || {
+        let file = fs::File::open(wal)?;
+        let (mut head, mut frame) = ([0; 32], [0; 24]);
+        for number in frames.into_iter().filter(|number| *number > 0) {
+            file.read_exact_at(&mut head, 0)?;
+            file.read_exact_at(&mut frame, wal_length(number - 1).max(WAL_HEAD))?;
+            if frame[8..16] != head[16..24] || file.metadata()?.len() < wal_length(number) {
+                return Ok(false);
+            }
+        }
+        Ok::<_, std::io::Error>(true)
+    };
+    read().unwrap_or(false)
 }
 
 fn wal_path(path: &Path) -> PathBuf {

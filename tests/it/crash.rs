@@ -226,7 +226,7 @@ async fn read_log(store: &Path) -> (Vec<Vec<u8>>, HashMap<String, usize>) {
     let mut connection: SqliteConnection =
         SqliteConnectOptions::new().filename(store).connect().await.unwrap();
     let rows =
-        sqlx::query("SELECT e.envelope, p.body FROM entries e JOIN payloads p USING (row) ORDER BY e.idx")
+        sqlx::query("SELECT e.envelope, p.body FROM entries e JOIN payloads p USING (row) ORDER BY e.row")
             .fetch_all(&mut connection)
             .await
             .unwrap();
@@ -671,6 +671,64 @@ async fn a_wal_that_is_cut_is_never_written_on_and_what_it_held_is_said_to_be_mi
 }
 
 #[tokio::test]
+async fn an_outcome_that_meets_a_cut_wal_is_kept_though_its_intent_is_gone() {
+    for mishap in [Mishap::Halved, Mishap::Emptied] {
+        let (mut told, mut value) = (Told::default(), 1000);
+        let (upstream, gateway) = with_changes(&mut told, &mut value).await;
+        let path = gateway.data().join(WAL);
+        upstream.script("PATCH", Act::hook(move |_| mishap.happen(&path)));
+        value += 1;
+        let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(value)).await;
+        assert_eq!((answer.status, answer.get("patchwarden-record")), (200, None), "{}", answer.text());
+        assert_eq!(gateway.events("succession").len(), 1, "{mishap:?}");
+        let mut since = Told::default();
+        wait_until_changes_pass(&gateway, &identity(0), &mut since, &mut value).await;
+        assert!(gateway.cli(&["verify"]).status.success());
+        let (log, places) = read_log(&gateway.data().join(STORE)).await;
+        let kept = &log[places[&change_of(&answer)] - 1];
+        let kept: Value = serde_json::from_slice(kept).unwrap();
+        assert_eq!((&kept["kind"], &kept["result"]), (&json!("outcome"), &json!("applied")));
+    }
+}
+
+#[tokio::test]
+async fn a_wal_that_is_cut_in_the_middle_of_a_commit_has_acknowledged_nothing_that_is_not_there() {
+    let mut rounds = 0;
+    for at in (1..).step_by(3) {
+        let (mut told, mut value) = (Told::default(), 1000);
+        let (upstream, recorder) = (Upstream::start(), Recorder::new());
+        attach_all(&upstream, 1);
+        let mut gateway = recorder.under(Gateway::before(&upstream.url()).config(IMPATIENT)).start().await;
+        wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+        assert!(gateway.terminate().await.success());
+        gateway.restart().await;
+        wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+        let mut told = Told::default();
+        recorder.arm(Fault::Cut, at, false);
+        value += 1;
+        let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(value)).await;
+        let hits = recorder.disarm();
+        let applied = told.take(value, &answer);
+        assert_eq!(applied, upstream.writes().iter().any(|write| write.json()["accessTokenTTL"] == value));
+        wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+        gateway.kill();
+        gateway.restart().await;
+        wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
+        assert!(gateway.cli(&["verify"]).status.success());
+        let (_, places) = read_log(&gateway.data().join(STORE)).await;
+        for (value, id) in &told.applied {
+            assert!(places.contains_key(id), "{at}: {value} was acknowledged and is gone");
+        }
+        assert_eq!(gateway.events("succession").len(), usize::from(hits > 0), "{at}");
+        rounds += 1;
+        if hits == 0 {
+            break;
+        }
+    }
+    assert!(rounds > 8, "{rounds}");
+}
+
+#[tokio::test]
 async fn a_database_that_is_gone_or_cut_stops_changes_until_it_is_put_back() {
     for mishap in [Mishap::Removed, Mishap::Halved, Mishap::Emptied] {
         let (mut told, mut value) = (Told::default(), 1000);
@@ -688,8 +746,12 @@ async fn a_database_that_is_gone_or_cut_stops_changes_until_it_is_put_back() {
         fs::rename(&backup, &store).unwrap();
         wait_until_changes_pass(&gateway, &identity(0), &mut told, &mut value).await;
         gateway.wait_for_event("recovered").await;
-        told.agree(&upstream, &gateway);
-        assert!(gateway.events("succession").is_empty(), "{mishap:?}: its WAL was left alone");
+        assert!(gateway.cli(&["verify"]).status.success());
+        // SQLite itself throws the WAL of an empty database away, when a connection happens to be opened.
+        if !matches!(mishap, Mishap::Emptied) {
+            told.agree(&upstream, &gateway);
+            assert!(gateway.events("succession").is_empty(), "{mishap:?}: its WAL was left alone");
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     Space = 2,
     /// A write of half the bytes, and ENOSPC for the rest.
     Short = 3,
+    /// Somebody empties the WAL just before a write to it; only those writes count.
+    Cut = 4,
 }
 
 /// The recorder of one gateway.
