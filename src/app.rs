@@ -4,6 +4,7 @@
 //! part cannot be made; what cannot is a [`Failure`] with its exit code. A log that cannot be written yet is no failure: the
 //! gateway starts degraded. [`Running::stop`] stops accepting, lets what is in flight end, and writes what waits.
 
+mod offline;
 mod reload;
 
 use std::net::SocketAddr;
@@ -21,9 +22,8 @@ use crate::api::{self, Phase, Readiness};
 use crate::audit::{self, Audit, InForce, Status};
 use crate::bundle::{self, Bundle};
 use crate::clock::Clock;
-use crate::config::{Config, Provenance};
-use crate::id::Digest;
-use crate::keys::{self, Keys};
+use crate::config::Config;
+use crate::keys::Keys;
 use crate::log;
 use crate::metrics::Metrics;
 use crate::passthrough::{self, Passthrough};
@@ -34,6 +34,8 @@ use crate::settle::{self, Settler};
 use crate::upstream::Upstream;
 use crate::upstream::client_address::TrustedProxies;
 
+pub use offline::offline;
+use offline::{fingerprint, open_keys};
 use reload::{Folder, Reload};
 
 const ADMIN_CONNECTIONS: usize = 256;
@@ -224,49 +226,6 @@ pub fn load_bundle(config: &Config) -> Result<Bundle, Failure> {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         Failure { code: 1, message: lines.join("\n") }
     })
-}
-
-/// The log of a gateway that does not run, for commands that write; [`Audit::stop`] releases its locks.
-pub async fn offline(config: &Config) -> Result<Audit, Failure> {
-    let audit = Audit::start(audit::Parts {
-        store: config.store.clone(),
-        late_write_limit: config.upstream.late_write_limit.0,
-        data: config.data.clone(),
-        settings: config.audit.clone(),
-        keys: Arc::new(open_keys(config)?),
-        clock: Clock::System,
-        metrics: Arc::new(Metrics::new()),
-        tasks: TaskTracker::new(),
-        in_force: None,
-    });
-    let audit = audit.await.map_err(Failure::unable)?;
-    match audit.status() {
-        Status::Up => Ok(audit),
-        Status::Down { detail, .. } => Err(Failure::unable(detail)),
-    }
-}
-
-/// What the log names a configuration by: two are the same when every setting is. Keyed, and without passwords.
-fn fingerprint(config: &Config, keys: &Keys) -> Digest {
-    let line = |setting: &Provenance| {
-        format!("{} = {}\n", setting.key, setting.value.as_deref().unwrap_or_default())
-    };
-    keys.fingerprint("config", config.provenance().iter().map(line).collect::<String>().as_bytes())
-}
-
-/// Keys are made only where there is no log yet that other keys belong to.
-fn open_keys(config: &Config) -> Result<Keys, Failure> {
-    let path = config.store.path();
-    let exists = path.is_some_and(|path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0));
-    let fingerprint = config.audit.fingerprint_key_file.as_deref();
-    let keys = Keys::open(&config.data, fingerprint, exists).map_err(Failure::unable)?;
-    if let Some(folder) =
-        path.and_then(std::path::Path::parent).filter(|folder| !folder.as_os_str().is_empty())
-    {
-        keys::make_folder(folder)
-            .map_err(|error| Failure::unable(format!("store.url (--store): {error}")))?;
-    }
-    Ok(keys)
 }
 
 async fn bind(address: SocketAddr, key: &str) -> Result<(TcpListener, SocketAddr), Failure> {
