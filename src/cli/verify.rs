@@ -97,6 +97,7 @@ fn heads(files: &[PathBuf]) -> Result<Vec<Note>, Failure> {
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let mut asked = Asked {
+        beside: None,
         keys: keys("--public-key", &args.public_key)?,
         witnesses: keys("--witness", &args.witness)?,
         heads: heads(&args.checkpoint)?,
@@ -113,7 +114,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     }
     // The head that is kept beside the store is one more that the log has to begin with.
     let beside = std::fs::read_to_string(store::head_path(&config.store, &config.data)).ok();
-    asked.heads.extend(beside.and_then(|text| Note::read(&text).ok()));
+    asked.beside = beside.and_then(|text| Note::read(&text).ok());
     let mut progress = Progress::new("entries", None);
     let found = verify::run(&config.store, &asked, |read| progress.advance(read)).await;
     progress.end();

@@ -113,7 +113,11 @@ async fn whatever_is_altered_is_found_and_named() {
             None,
             "of another log or size",
         ),
-        ("UPDATE checkpoints SET signatures = replace(signatures, 'A', 'B')", None, "signed"),
+        (
+            "UPDATE checkpoints SET signatures = substr(signatures, 1, length(signatures) - 20) || 'AAAAAAAAAAAAAAAAAA=' || char(10)",
+            None,
+            "signed",
+        ),
         (
             &format!("INSERT INTO log_keys SELECT origin, '{foreign}', 3 FROM log_head"),
             Some(3),
@@ -255,4 +259,40 @@ async fn an_export_tells_the_same_story_to_whoever_has_no_store() {
         let (code, said) = verify(&altered);
         assert!(code == Some(1) && said.contains(what), "{what}: {said}");
     }
+}
+
+#[tokio::test]
+async fn a_tile_that_does_not_hold_its_entries_is_found_and_proofs_do_not_need_it() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let mut gateway = Gateway::before(&upstream.url()).start().await;
+    for ttl in 1..=130 {
+        let body = good_patch(&json!({"accessTokenTTL": ttl}));
+        assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &body).await.status, 200);
+    }
+    gateway.terminate().await;
+    gateway.cli_ok(&["verify"]);
+    let key = gateway.cli_ok(&["keys", "show"]).trim().to_owned();
+    let proved = |gateway: &Gateway, code: i32| {
+        let file = gateway.data().join("proof.json");
+        std::fs::write(&file, gateway.cli_ok(&["prove", "1"])).unwrap();
+        let path = file.display().to_string();
+        assert_eq!(gateway.cli(&["verify", &path, "--public-key", &key]).status.code(), Some(code));
+    };
+    proved(&gateway, 0);
+    tamper(&gateway, "UPDATE tiles SET hashes = zeroblob(8192)").await;
+    let output = gateway.cli(&["verify"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("tile 0 of level 0"), "{said}");
+    // A proof that rests on it proves nothing; without it the entries themselves are asked, and at the next start it is made.
+    proved(&gateway, 1);
+    tamper(&gateway, "DELETE FROM tiles").await;
+    gateway.cli_ok(&["verify"]);
+    proved(&gateway, 0);
+    gateway.restart().await;
+    let body = good_patch(&json!({"accessTokenTTL": 7}));
+    assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &body).await.status, 200);
+    gateway.terminate().await;
+    assert_eq!(gateway.cli_ok(&["verify"]).matches("ok     ").count(), 1);
+    proved(&gateway, 0);
 }
