@@ -210,6 +210,9 @@ impl Config {
             ("admin_listen", "127.0.0.1:0".to_owned()),
             ("data", folder.display().to_string()),
             ("upstream.url", format!("http://{upstream}")),
+            // A few changes need no room beside them, and temporary folders are small.
+            ("audit.reserve", "0B".to_owned()),
+            ("audit.wal_hard", "8MiB".to_owned()),
         ];
         let flags = Flags { config: Some(PathBuf::from("/dev/null")), values };
         Self::lay(Layers::read(&flags, Vec::new()), true).map(|(config, _)| config)
