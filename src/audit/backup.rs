@@ -105,13 +105,18 @@ pub enum Since {
     Unknown,
 }
 
+/// The file that a backup could take the place of.
+pub fn restorable(store: &Location) -> Result<&Path, Error> {
+    store.path().ok_or_else(|| {
+        Error::Wait(format!(
+            "{store} is restored by PostgreSQL's own means: pg_restore, or a base backup with its WAL (docs/fleets.md)"
+        ))
+    })
+}
+
 /// Looks at a backup as what this data folder would go on with. An error says why it cannot.
 pub async fn look(file: &Path, store: &Location, data: &Path, keys: &Keys) -> Result<Found, Error> {
-    let Location::Sqlite(place) = store else {
-        return Err(Error::Wait(format!(
-            "{store} is restored by PostgreSQL's own means: pg_restore, or a base backup with its WAL (docs/fleets.md)"
-        )));
-    };
+    let place = restorable(store)?;
     let wal = beside_raw(file, "-wal");
     if fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
         return Err(Error::Fatal(format!(

@@ -8,6 +8,7 @@ use std::fmt;
 
 use super::query::{Facts, PROJECTION_VERSION, Projected, project};
 use super::tree::{Frontier, leaf};
+use super::writer::catch_up;
 use crate::json;
 use crate::keys;
 use crate::store::{self, Database, EntryRow, Error, Head, Location, Reader, StoredEntry};
@@ -43,7 +44,9 @@ pub async fn run(from: &Location, to: &Location) -> Result<Vec<Copied>, Error> {
     nobody_writes(from).await?;
     let mut source = Database::open(from, false).await?;
     let mut target = Database::open(to, true).await?;
-    let copied = copy(&mut source, &mut target).await;
+    let reader = Reader::open(from).await?;
+    let copied = copy(&mut source, &reader, &mut target).await;
+    reader.close().await;
     source.close().await;
     target.close().await;
     copied
@@ -59,7 +62,7 @@ pub async fn reindex(store: &Location) -> Result<(), Error> {
     rebuilt
 }
 
-async fn copy(source: &mut Database, target: &mut Database) -> Result<Vec<Copied>, Error> {
+async fn copy(source: &mut Database, reader: &Reader, target: &mut Database) -> Result<Vec<Copied>, Error> {
     let mut copied = Vec::new();
     for (origin, head) in logs(source).await? {
         let there = logs(target).await?.into_iter().find(|(known, _)| *known == origin).map(|(_, head)| head);
@@ -89,7 +92,7 @@ async fn copy(source: &mut Database, target: &mut Database) -> Result<Vec<Copied
         all
     };
     target.begin().await?;
-    let written = write(source, target, &copied, &constants, &beside).await;
+    let written = write(source, reader, target, &copied, &constants, &beside).await;
     match written {
         Ok(()) => target.commit().await?,
         Err(error) => {
@@ -101,12 +104,14 @@ async fn copy(source: &mut Database, target: &mut Database) -> Result<Vec<Copied
         if verified(target, &copied.origin).await? != (head.size, head.frontier.clone()) {
             return Err(Error::Fatal(format!("{} reads back otherwise than it was written", copied.origin)));
         }
+        catch_up(target, &copied.origin, copied.size).await?;
     }
     Ok(copied.into_iter().map(|(copied, _)| copied).collect())
 }
 
 async fn write(
     source: &mut Database,
+    reader: &Reader,
     target: &mut Database,
     copied: &[(Copied, Head)],
     constants: &[Vec<(String, String)>],
@@ -120,6 +125,7 @@ async fn write(
             target.put_meta(&copied.origin, key, value).await?;
         }
         target.new_head(&copied.origin).await?;
+        copy_signed(reader, target, &copied.origin).await?;
         let mut next = 0;
         while next < head.size {
             let entries = source.entries_of(&copied.origin, next).await?;
@@ -165,6 +171,22 @@ async fn write(
             && let Some(at) = token.revoked_at
         {
             target.revoke_token(&token.name, at).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What a log is signed with, and what was signed of it.
+async fn copy_signed(reader: &Reader, target: &mut Database, origin: &str) -> Result<(), Error> {
+    for key in reader.log_keys().await?.iter().filter(|key| key.origin == origin) {
+        target.put_log_key(key).await?;
+    }
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let heads = reader.checkpoints(origin, from, 1000).await?;
+        next = heads.last().map(|last| last.size + 1);
+        for head in &heads {
+            target.add_checkpoint(origin, head).await?;
         }
     }
     Ok(())

@@ -35,6 +35,7 @@ use super::{Outcome, OutcomeResult, Shared, Status};
 
 use batch::Log;
 pub(super) use opening::outside_head;
+pub(super) use tiles::catch_up;
 
 /// Groups in one batch at most.
 const MAX_BATCH: usize = 256;

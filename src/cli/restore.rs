@@ -26,6 +26,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
+    backup::restorable(&config.store).map_err(|error| failure(&error))?;
     let fingerprint = config.audit.fingerprint_key_file.as_deref();
     let keys = Keys::open(&config.data, fingerprint, true);
     let keys = keys.map_err(|error| Failure { code: WRONG, message: error.to_string() })?;

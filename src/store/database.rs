@@ -314,6 +314,15 @@ impl Database {
         either!(self, database => database.put_checkpoint(origin, row).await)
     }
 
+    /// The same within a transaction.
+    pub async fn add_checkpoint(&mut self, origin: &str, row: &CheckpointRow) -> Result<(), Error> {
+        match self {
+            // One statement is a transaction of its own, or part of the one that is open.
+            Self::Sqlite(database) => database.put_checkpoint(origin, row).await,
+            Self::Postgres(database) => database.add_checkpoint(origin, row).await,
+        }
+    }
+
     /// Adds lines of signatures to a head.
     pub async fn add_signatures(&mut self, origin: &str, size: u64, lines: &str) -> Result<(), Error> {
         either!(self, database => database.add_signatures(origin, size, lines).await)

@@ -197,7 +197,7 @@ async fn the_printed_grants_are_what_a_gateway_needs_and_no_more() {
     server.sql("patchwarden", &statements(schema));
     let (code, text) = said(&["store", "migrate", "--store", &server.url(OWNER, "patchwarden")]);
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("4 migrations done"), "{text}");
+    assert!(text.contains("5 migrations done"), "{text}");
     let (_, text) = said(&["store", "migrate", "--store", &server.url(OWNER, "patchwarden")]);
     assert!(text.contains("the tables are those of this version"), "{text}");
     server.try_sql(OWNER, "patchwarden", &statements(owner)).unwrap();
@@ -994,6 +994,12 @@ async fn a_history_moves_to_postgresql_byte_for_byte_and_goes_on_there() {
     for id in &ids {
         assert_eq!(gateway.cli_ok(&["show", id, "--format", "json", "--store", &to]), local(id));
     }
+    // So are the signed heads, the keys behind them, and what they prove.
+    let keys = gateway.cli_ok(&["keys", "show"]);
+    assert_eq!(gateway.cli_ok(&["keys", "show", "--store", &to]), keys);
+    assert_eq!(gateway.cli_ok(&["prove", "last", "--store", &to]), gateway.cli_ok(&["prove", "last"]));
+    let verified = gateway.cli_ok(&["verify", "--store", &to, "--public-key", keys.trim(), "--projection"]);
+    assert!(verified.contains("by a key you trust"), "{verified}");
     // The same keys go on with the same log, the same order and the same tokens.
     let key = folder.path().join("data/fingerprint.key").display().to_string();
     let moved = on(&upstream, &to).env("PATCHWARDEN_AUDIT_FINGERPRINT_KEY_FILE", &key);

@@ -32,7 +32,7 @@ pub(super) async fn keep(
 }
 
 /// Makes the tiles that a log of that size lacks, and returns the leaves after the last full one.
-pub(super) async fn catch_up(
+pub(in crate::audit) async fn catch_up(
     database: &mut Database,
     origin: &str,
     size: u64,

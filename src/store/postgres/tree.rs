@@ -48,12 +48,17 @@ impl Database {
     /// Keeps a signed head, once, by itself.
     pub async fn put_checkpoint(&mut self, origin: &str, row: &CheckpointRow) -> Result<(), Error> {
         self.begin().await?;
+        self.add_checkpoint(origin, row).await?;
+        within(sqlx::raw_sql("COMMIT").execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// The same within a transaction.
+    pub async fn add_checkpoint(&mut self, origin: &str, row: &CheckpointRow) -> Result<(), Error> {
         let put = sqlx::query(
             "INSERT INTO checkpoints (origin, size, at, body, signatures) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
         );
         let put = put.bind(origin).bind(signed(row.size)).bind(row.at).bind(&row.body).bind(&row.signatures);
-        self.run(put).await?;
-        within(sqlx::raw_sql("COMMIT").execute(&mut self.connection)).await.map(drop)
+        self.run(put).await.map(drop)
     }
 
     /// Adds lines of signatures to a head.
