@@ -3,7 +3,7 @@
 //! Entries older than a time lose their payloads, and the projection what came from them; envelopes stay, so every proof
 //! still holds. First an entry of the log says below which number payloads may be gone, then they go, some hundred in a
 //! transaction of the writer between those of others. Kept are the payloads of changes whose end is open, of each target's
-//! newest applied change (drift is told by it), and of lifecycle entries. What was interrupted is taken up by asking again.
+//! newest applied change and newest drift (further drift is told by them), and of lifecycle entries. What was interrupted is taken up by asking again.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -161,7 +161,7 @@ async fn step(
     let of: Vec<(String, u64)> = bearing.iter().filter_map(|entry| entry.of.clone()).collect();
     let attempts: HashMap<(String, u64), i64> = reader.rows_at(&of).await?.into_iter().collect();
     let change_of = |entry: &Bearing| match (&*entry.kind, &entry.of) {
-        ("attempt" | "fold", _) => Some(entry.row),
+        ("attempt" | "fold" | "drift", _) => Some(entry.row),
         ("outcome" | "settlement", Some(of)) => attempts.get(of).copied(),
         _ => None,
     };
@@ -171,12 +171,12 @@ async fn step(
     let changes = reader.changes_at(&rows).await?;
     let mut targets: Vec<String> = changes
         .iter()
-        .filter(|change| is_applied(change))
+        .filter(|change| change.kind == "drift" || is_applied(change))
         .filter_map(|change| change.target.clone())
         .collect();
     targets.sort_unstable();
     targets.dedup();
-    let newest: HashSet<i64> = reader.newest_applied(&targets).await?.into_iter().collect();
+    let newest: HashSet<i64> = reader.newest_stated(&targets).await?.into_iter().collect();
     let kept: HashSet<i64> = changes
         .iter()
         .filter(|change| is_open(change) || newest.contains(&change.row) || ends_after(change, upto))

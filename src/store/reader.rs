@@ -119,9 +119,9 @@ impl Reader {
         either!(self, reader => reader.changes_at(rows).await)
     }
 
-    /// The row of each target's newest governed change that was applied.
-    pub async fn newest_applied(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
-        either!(self, reader => reader.newest_applied(targets).await)
+    /// The rows of each target's newest governed change that was applied, and of its newest drift.
+    pub async fn newest_stated(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
+        either!(self, reader => reader.newest_stated(targets).await)
     }
 
     /// Pages that could be given back to the disk, where that is the writer's work.

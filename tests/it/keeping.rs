@@ -796,3 +796,25 @@ async fn fixtures_are_made_where_asked_for() {
         connection.close().await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn the_newest_drift_of_an_identity_is_kept_because_the_next_is_told_by_it() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let gateway = Gateway::start(&upstream).await;
+    applied(&gateway, 1800).await;
+    let drifted = async |ttl: u64| {
+        let mut row = good_attach();
+        row["accessTokenTTL"] = json!(ttl);
+        upstream.another_writer()(IDENTITY, &row);
+        // Refused, so that no change is newer than the drift it saw.
+        let denied = good_patch(&json!({"accessTokenTTL": 0}));
+        assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &denied).await.status, 403);
+        gateway.history(&["--kind", "drift"])["changes"].as_array().unwrap().clone()
+    };
+    assert_eq!(drifted(900).await[0]["diff"][0]["old"], 1800);
+    a_second_later().await;
+    assert_eq!(gateway.cli_ok(&["prune", "--older-than", "1s"]).trim(), "1", "the refusal");
+    let drift = drifted(800).await;
+    assert_eq!((drift.len(), &drift[0]["diff"][0]["old"]), (2, &json!(900)), "{drift:?}");
+}

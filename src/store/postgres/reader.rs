@@ -241,11 +241,11 @@ impl Reader {
         changes(&self.rows(sqlx::query(AssertSqlSafe(text)).bind(rows)).await?)
     }
 
-    /// The row of each target's newest governed change that was applied.
-    pub async fn newest_applied(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
+    /// The rows of each target's newest governed change that was applied, and of its newest drift.
+    pub async fn newest_stated(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
         let query = sqlx::query(
-            "SELECT DISTINCT ON (target) row FROM changes WHERE target = ANY($1) AND seq IS NOT NULL \
-             AND (outcome = 'applied' OR settled = 'applied') ORDER BY target, at DESC, id DESC",
+            "SELECT DISTINCT ON (target, kind) row FROM changes WHERE target = ANY($1) AND (kind = 'drift' \
+             OR (seq IS NOT NULL AND (outcome = 'applied' OR settled = 'applied'))) ORDER BY target, kind, at DESC, id DESC",
         );
         let found = self.rows(query.bind(targets)).await?;
         let read = |row: &PgRow| row.try_get(0);

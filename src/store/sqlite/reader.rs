@@ -238,16 +238,18 @@ impl Reader {
         rows.iter().map(change).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
-    /// The row of each target's newest governed change that was applied.
-    pub async fn newest_applied(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
+    /// The rows of each target's newest governed change that was applied, and of its newest drift.
+    pub async fn newest_stated(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
         let mut found = Vec::with_capacity(targets.len());
         for target in targets {
-            let row = sqlx::query_scalar::<_, i64>(
+            for text in [
                 "SELECT row FROM changes WHERE target = ? AND seq IS NOT NULL AND (outcome = 'applied' OR settled = 'applied') \
                  ORDER BY at DESC, id DESC LIMIT 1",
-            );
-            let row = row.bind(target).fetch_optional(&self.0).await;
-            found.extend(row.map_err(|error| inside(&error))?);
+                "SELECT row FROM changes WHERE target = ? AND kind = 'drift' ORDER BY at DESC, id DESC LIMIT 1",
+            ] {
+                let row = sqlx::query_scalar::<_, i64>(text).bind(target).fetch_optional(&self.0).await;
+                found.extend(row.map_err(|error| inside(&error))?);
+            }
         }
         Ok(found)
     }
