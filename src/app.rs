@@ -6,6 +6,7 @@
 
 mod offline;
 mod reload;
+mod verifying;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ use crate::upstream::client_address::TrustedProxies;
 pub use offline::offline;
 use offline::{fingerprint, open_keys};
 use reload::{Folder, Reload};
+use verifying::Verifying;
 
 const ADMIN_CONNECTIONS: usize = 256;
 const PROBE: Duration = Duration::from_secs(10);
@@ -167,6 +169,15 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         serve_socket(config.data.join("admin.sock"), state, admin_limits, audit.clone(), stop_admin.clone());
     admin_servers.spawn(socket);
     servers.spawn(settler.run(stop.clone()));
+    if config.audit.check_at_start {
+        let verifying = Verifying {
+            audit: audit.clone(),
+            store: config.store.clone(),
+            readiness: readiness.clone(),
+            metrics: metrics.clone(),
+        };
+        servers.spawn(verifying.run(stop.clone()));
+    }
     servers.spawn(look_around(upstream, config.mode, stop.clone()));
     let reload = Reload {
         certificates: tls.into_iter().chain(admin_tls).collect(),

@@ -74,6 +74,8 @@ pub struct Settings {
     pub wal_hard: Size,
     /// With less than this and `wal_hard` left on the disk, changes are refused: it is kept for outcomes.
     pub reserve: Size,
+    /// Whether the whole log is read once after a start, beside what is served.
+    pub check_at_start: bool,
     /// How long other gateways on the same PostgreSQL take this one to be alive without hearing of it.
     pub lease: Span,
 }
@@ -87,6 +89,7 @@ impl Default for Settings {
             wal_soft: Size(64 << 20),
             wal_hard: Size(512 << 20),
             reserve: Size(256 << 20),
+            check_at_start: true,
             lease: Span::secs(10),
         }
     }

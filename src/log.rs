@@ -21,6 +21,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::clock::{Clock, Time};
 use crate::id::{ChangeId, TargetId};
 use crate::refusal::{Code, Finding};
+use crate::units::Size;
 
 /// How an event is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -132,6 +133,37 @@ pub fn breach(change: &ChangeId, target: &TargetId, violations: &[Finding]) {
         rules,
         "what the upstream made of a change violates {rules}"
     );
+}
+
+/// The disk of the store fills: `free` is left, and below `floor` no change is let through.
+pub fn disk_low(store: &dyn std::fmt::Display, free: Size, floor: Size) {
+    let (store, free, floor) = (store.to_string(), free.to_string(), floor.to_string());
+    tracing::warn!(
+        event = "disk_low",
+        store,
+        free,
+        floor,
+        "the disk of {store} has {free} left; below {floor} no change is let through"
+    );
+}
+
+/// The whole log was read after the start, and is whole.
+pub fn verified(entries: u64) {
+    tracing::info!(event = "log_verified", entries, "the log was read from its beginning and is whole");
+}
+
+/// It could not be read through.
+pub fn not_verified(error: &str) {
+    tracing::warn!(
+        event = "log_not_verified",
+        error,
+        "the log could not be read through after the start: {error}"
+    );
+}
+
+/// Something in it is wrong.
+pub fn damaged(fault: &str) {
+    tracing::error!(event = "log_damaged", fault, "the log is not whole: {fault}");
 }
 
 /// A state was found changed past the log, some time between `since` and `until`; the fields, never their values.

@@ -94,6 +94,8 @@ pub struct Metrics {
     pub surprises: Family<FieldLabels, Counter>,
     pub settlements: Family<SettlementLabels, Counter>,
     pub drift: Counter,
+    /// Logs of the store in which something was found wrong after the start.
+    pub log_faults: Gauge,
     /// Identities held by a change whose end was not seen, in all logs of the store.
     pub unsettled: Gauge,
     /// 1 while the settler's own credential cannot be used.
@@ -143,6 +145,7 @@ impl Metrics {
             surprises: Family::default(),
             settlements: Family::default(),
             drift: Counter::default(),
+            log_faults: Gauge::default(),
             unsettled: Gauge::default(),
             settle_credential_failed: Gauge::default(),
             breaches: Counter::default(),
@@ -180,6 +183,11 @@ impl Metrics {
             m.settlements.clone(),
         );
         registry.register("drift", "States found changed past the log", m.drift.clone());
+        registry.register(
+            "log_faults",
+            "Logs in which something was found wrong after the start",
+            m.log_faults.clone(),
+        );
         registry.register(
             "unsettled",
             "Identities held by a change whose end was not seen",

@@ -198,6 +198,8 @@ pub(super) struct Writer {
     detail: String,
     /// The disk has too little left for further changes: when it was last looked at.
     cramped: Option<Instant>,
+    /// The disk has less than twice that much left, and that was said.
+    low: bool,
     /// Wall and monotonic time of one moment, to notice steps.
     anchor: (Time, Instant),
     /// Told to stop: until when what waits is still tried.
@@ -239,6 +241,7 @@ impl Writer {
             next_try,
             detail,
             cramped: None,
+            low: false,
             anchor,
             stop_by: None,
         }
@@ -427,6 +430,11 @@ impl Writer {
         self.shared.metrics.store_free_bytes.set(i64::try_from(room).unwrap_or(i64::MAX));
         let floor = self.shared.settings.reserve.0.saturating_add(self.shared.settings.wal_hard.0);
         // Once below, a little more is asked for, so that it does not come and go.
+        let is_low = room < floor.saturating_mul(2);
+        if is_low && !std::mem::replace(&mut self.low, is_low) {
+            log::disk_low(&self.store, Size(room), Size(floor));
+        }
+        self.low = is_low;
         let wanted = if self.cramped.is_some() { floor.saturating_add(floor / 16) } else { floor };
         if room >= wanted {
             return true;

@@ -95,6 +95,7 @@ const OWN: &[(&str, Kind, &str, &str)] = &[
     ("audit.fingerprint_key_file", TEXT, "?\"/etc/patchwarden/fingerprint.key\"", "key of fingerprints, one for all gateways on one store; default: one in the data folder"),
     ("audit.commit_wait", TEXT, "\"5s\"", "how long a change waits for its intent to be written"),
     ("audit.lease", TEXT, "\"10s\"", "how long other gateways on one PostgreSQL take this one to be alive unheard"),
+    ("audit.check_at_start", Kind::Switch, "true", "the whole log is read once after a start, beside what is served; false: only its end"),
     ("audit.wal_soft", TEXT, "\"64MiB\"", "write-ahead log size from which it is folded in with more effort"),
     ("audit.wal_hard", TEXT, "\"512MiB\"", "write-ahead log size from which no change is let through"),
     ("audit.reserve", TEXT, "\"256MiB\"", "disk space kept for outcomes, beside room for wal_hard; with less left no change is let through"),

@@ -902,6 +902,28 @@ async fn filled_under_way(
 }
 
 #[tokio::test]
+async fn a_disk_that_has_less_than_twice_its_reserve_is_told_of_while_changes_go_on() {
+    let upstream = Upstream::start();
+    attach_all(&upstream, 1);
+    let folder = tempfile::TempDir::new().unwrap();
+    let disk = rustix::fs::statvfs(folder.path()).unwrap();
+    let reserve = disk.f_bavail * disk.f_frsize / 4 * 3;
+    let config = format!("[audit]\nreserve = \"{reserve}B\"\nwal_hard = \"1MiB\"\nwal_soft = \"512KiB\"\n");
+    let mut gateway = Gateway::before(&upstream.url()).config(&config).folder(folder.path()).start().await;
+    assert!(
+        gateway.wait_for_event("disk_low").await["message"]
+            .as_str()
+            .unwrap()
+            .contains("no change is let through")
+    );
+    for ttl in [1001, 1002] {
+        let answer = gateway.patch(&jwt_auth_path(&identity(0)), &numbered(ttl)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    assert_eq!(gateway.events("disk_low").len(), 1, "once");
+}
+
+#[tokio::test]
 async fn a_reserve_that_the_disk_does_not_have_refuses_changes_and_nothing_else() {
     let upstream = Upstream::start();
     attach_all(&upstream, 1);

@@ -354,6 +354,11 @@ async fn keys_that_are_swapped_or_anothers_do_not_continue_the_log() {
         assert_gives_up(folder.path(), &store, &["patchwarden.db", "another data folder"]).await;
     }
     fs::write(data.join("log.key"), own).unwrap();
+    // A key of the right form is not the right key.
+    let fingerprint = fs::read(data.join("fingerprint.key")).unwrap();
+    fs::write(data.join("fingerprint.key"), "5a".repeat(32)).unwrap();
+    assert_gives_up(folder.path(), &store, &["patchwarden.db", "made with another key"]).await;
+    fs::write(data.join("fingerprint.key"), fingerprint).unwrap();
     let mut gateway = Gateway::before("http://127.0.0.1:9").folder(folder.path()).start().await;
     assert!(gateway.terminate().await.success());
 }

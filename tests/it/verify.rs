@@ -296,3 +296,26 @@ async fn a_tile_that_does_not_hold_its_entries_is_found_and_proofs_do_not_need_i
     assert_eq!(gateway.cli_ok(&["verify"]).matches("ok     ").count(), 1);
     proved(&gateway, 0);
 }
+
+#[tokio::test]
+async fn a_gateway_that_starts_on_an_altered_log_serves_and_says_so() {
+    let mut gateway = history().await;
+    let alter =
+        "UPDATE payloads SET body = CAST(replace(CAST(body AS TEXT), '2000', '2001') AS BLOB) WHERE row = 4";
+    tamper(&gateway, alter).await;
+    gateway.restart().await;
+    let event = gateway.wait_for_event("log_damaged").await;
+    assert!(event["fault"].as_str().unwrap().starts_with("entry 3 of patchwarden.invalid/"), "{event}");
+    let token = gateway.admin_token("reader");
+    let ready = gateway.admin_get("/readyz", Some(&token)).await.json();
+    assert_eq!(
+        (&ready["status"], &ready["problems"][0]["part"]),
+        (&json!("ready"), &json!("log")),
+        "{ready}"
+    );
+    let metrics = gateway.admin_get("/metrics", Some(&token)).await.text();
+    assert!(metrics.contains("patchwarden_log_faults 1"), "{metrics}");
+    let mut whole = history().await;
+    whole.restart().await;
+    assert!(whole.wait_for_event("log_verified").await["entries"].as_u64() >= Some(8));
+}
