@@ -8,6 +8,7 @@ mod claims;
 mod json;
 mod path;
 mod policy;
+mod proof;
 mod ranges;
 
 use std::sync::OnceLock;
@@ -19,6 +20,7 @@ pub use claims::claims;
 pub use json::json;
 pub use path::path;
 pub use policy::policy;
+pub use proof::proof;
 pub use ranges::{Net, range, ranges, union};
 
 /// The identity that every law is about.

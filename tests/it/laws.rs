@@ -54,6 +54,11 @@ fn any_saved_rule_file_loads_or_says_why_not() {
 }
 
 #[test]
+fn no_saved_text_proves_what_it_should_not() {
+    saved("proof", law::proof);
+}
+
+#[test]
 fn any_saved_change_leads_to_what_was_foretold() {
     saved("change", law::change);
 }

@@ -1,0 +1,4 @@
+//! See `laws::proof`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| laws::proof(bytes));
