@@ -790,10 +790,8 @@ impl Audit {
             signature: STANDARD.encode(signed.signature),
         };
         let payload = json!({"v": 1, "at": self.0.clock.now(), "change": change});
-        let group = Group {
-            ops: vec![TargetOp::NewKey(hex::encode(next))],
-            ..Group::of(entry::lifecycle("key", payload))
-        };
+        let group =
+            Group { ops: vec![TargetOp::NewKey(next)], ..Group::of(entry::lifecycle("key", payload)) };
         match self.write(group, self.0.settings.commit_wait.0).await {
             Ok(_) => Ok((old, new)),
             Err(NotWritten::Lost) => Err("the log moved".to_owned()),

@@ -173,8 +173,12 @@ impl Keys {
         self.log().both().map(sign).collect()
     }
 
-    /// Makes the key that is to follow `log.key`, and returns its public half. It is not in use.
+    /// Makes the key that is to follow `log.key`, and returns its public half. It is not in use. One that is there already,
+    /// because nobody knows yet whether the log took it, is not replaced.
     pub fn prepare_next(folder: &Path) -> Result<[u8; 32], Error> {
+        if let Some(there) = Self::next_public(folder)? {
+            return Ok(there);
+        }
         let path = folder.join(NEXT);
         let mut secret = [0u8; 32];
         fill_random(&mut secret);
@@ -189,9 +193,16 @@ impl Keys {
         is_there.then(|| read_pair(folder, NEXT).map(|pair| public(&pair))).transpose()
     }
 
-    /// Brings the key that was made to follow into use; the one it follows signs beside it until it is retired.
-    pub fn use_next(&self, folder: &Path) -> Result<(), Error> {
+    /// Brings the key that was made to follow into use, unless it is; the one it follows signs beside it until it is
+    /// retired.
+    pub fn use_next(&self, folder: &Path, follows: [u8; 32]) -> Result<(), Error> {
+        if self.log_public() == follows {
+            return Ok(());
+        }
         let next = read_pair(folder, NEXT)?;
+        if public(&next) != follows {
+            return Err(Error::Unreadable { path: folder.join(NEXT) });
+        }
         let rename = |from: &str, to: &str| {
             let moved = fs::rename(folder.join(from), folder.join(to));
             moved.map_err(|source| Error::Io { path: folder.join(from), source })

@@ -122,7 +122,7 @@ pub(super) enum TargetOp {
         turn: u64,
     },
     /// A key the log is signed with from this group's last entry on.
-    NewKey(String),
+    NewKey([u8; 32]),
     KeepBundle {
         digest: String,
         text: Arc<[u8]>,
@@ -513,9 +513,11 @@ impl Writer {
 
     /// The log says that another key follows: from here on it signs.
     fn use_new_key(&self, group: &Group) {
-        let is_new = group.ops.iter().any(|op| matches!(op, TargetOp::NewKey(_)));
-        if is_new && let Err(error) = self.shared.keys.use_next(&self.shared.data) {
-            log::key_not_in_use(&error);
+        for op in &group.ops {
+            let TargetOp::NewKey(public) = op else { continue };
+            if let Err(error) = self.shared.keys.use_next(&self.shared.data, *public) {
+                log::key_not_in_use(&error);
+            }
         }
     }
 

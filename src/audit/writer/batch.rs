@@ -90,7 +90,8 @@ impl Log {
                     database.keep_bundle(digest, text).await.map(|()| true)?
                 }
                 TargetOp::NewKey(public) => {
-                    let key = LogKey { origin: self.origin.clone(), public: public.clone(), since: last };
+                    let key =
+                        LogKey { origin: self.origin.clone(), public: hex::encode(public), since: last };
                     database.put_log_key(&key).await.map(|()| true)?
                 }
                 TargetOp::CreateToken(token) => database.create_token(token).await?,

@@ -254,7 +254,7 @@ impl Writer {
         let lost = |error: keys::Error| store::Error::Wait(error.to_string());
         if let Some(next) = Keys::next_public(&self.shared.data).map_err(lost)? {
             match find(next) {
-                Some(_) => keys.use_next(&self.shared.data).map_err(lost)?,
+                Some(_) => keys.use_next(&self.shared.data, next).map_err(lost)?,
                 None => Keys::drop_next(&self.shared.data).map_err(lost)?,
             }
         }

@@ -88,16 +88,18 @@ fn proved(verdict: &Verdict, utc: bool) -> String {
         }
     }
     if let Some(attempt) = verdict.entries.first() {
-        let said = |pointer: &str| {
-            attempt.payload.pointer(pointer).and_then(Value::as_str).unwrap_or("-").to_owned()
-        };
-        text += &format!(
-            "  {} of {} by {}: {}\n",
-            attempt.envelope["operation"].as_str().unwrap_or("-"),
-            attempt.envelope["target"].as_str().unwrap_or("-"),
-            view::visible(&said("/caller/id")),
-            view::visible(&said("/summary")),
-        );
+        let said = |pointer: &str| attempt.payload.pointer(pointer).and_then(Value::as_str);
+        let parts = [
+            ("  ", attempt.envelope["operation"].as_str()),
+            (" of ", attempt.envelope["target"].as_str()),
+            (" by ", said("/caller/id")),
+            (", ", attempt.envelope["code"].as_str()),
+            (": ", said("/summary")),
+        ];
+        for (before, part) in parts {
+            text += &part.map(|part| format!("{before}{}", view::visible(part))).unwrap_or_default();
+        }
+        text.push('\n');
     }
     text
 }
