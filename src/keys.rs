@@ -209,6 +209,8 @@ impl Keys {
         };
         rename(LOG, PREVIOUS)?;
         rename(NEXT, LOG)?;
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| Error::Io { path: folder.to_owned(), source })?;
         let mut log = self.log.write().unwrap_or_else(PoisonError::into_inner);
         log.previous = log.now.replace(next);
         Ok(())
