@@ -120,7 +120,7 @@ pub fn inclusion(index: u64, size: u64) -> Vec<Range<u64>> {
 
 /// Whose hashes prove that the tree of `old` leaves is the beginning of the one of `size`.
 pub fn consistency(old: u64, size: u64) -> Vec<Range<u64>> {
-    if old == 0 || old == size {
+    if old == 0 || old >= size {
         return Vec::new();
     }
     let (mut path, mut range, mut is_known) = (Vec::new(), 0..size, true);

@@ -44,7 +44,9 @@ impl<'a> Heads<'a> {
         let verifier = |key: &LogKey| Verifier::of_stored(origin, &key.public);
         let trusted: Vec<_> = asked.keys.iter().filter(|key| key.name == origin).cloned().collect();
         let beside = asked.beside.iter().filter(|_| log.succeeded_by.is_none());
-        let given = asked.heads.iter().chain(beside).filter(|head| head.checkpoint.origin == origin);
+        // One of an empty log says nothing.
+        let is_ours = |head: &&Note| head.checkpoint.origin == origin && head.checkpoint.size > 0;
+        let given = asked.heads.iter().chain(beside).filter(is_ours);
         let mut given: Vec<Note> = given.cloned().collect();
         given.sort_by_key(|head| std::cmp::Reverse(head.checkpoint.size));
         let mut heads = Self {
@@ -144,11 +146,9 @@ impl<'a> Heads<'a> {
     pub(super) fn end(&mut self, tree: &Frontier, asked: &Asked) -> Option<Fault> {
         let beyond = self.stored.iter().chain(&self.given).map(|head| head.checkpoint.size).max();
         if let Some(size) = beyond {
-            let missing = size - tree.size();
-            return Some(Fault::at(
-                tree.size(),
-                format!("it is missing, with {} more: a head of {size} entries was signed", missing - 1),
-            ));
+            let more = size.saturating_sub(tree.size() + 1);
+            let what = format!("it is missing, with {more} more: a head of {size} entries was signed");
+            return Some(Fault::at(tree.size(), what));
         }
         if !self.trusted.is_empty() && !self.newest.as_ref().is_some_and(|newest| newest.is_trusted) {
             let what =
@@ -182,7 +182,7 @@ fn unfounded(origin: &str, keys: &[LogKey], changes: &[KeyChange]) -> Option<Fau
             let verified = changes.iter().filter_map(KeyChange::verified);
             verified.into_iter().any(|(old, new)| Some(&new) == verifier.as_ref() && known.contains(&old))
         };
-        if key.since > 0 && !follows() {
+        if !known.is_empty() && !follows() {
             let what = "the log is said to have a new key from here on, and no key before signed for it";
             return Some(Fault::at(key.since, what));
         }

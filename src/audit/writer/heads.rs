@@ -32,13 +32,15 @@ impl Writer {
         }
         let head = sign(&known, &self.shared.keys, self.shared.clock.now().0);
         // A log that is away is signed when it is back; what was committed is known all the same.
-        if let Some(log) = self.log.as_mut().filter(|log| log.origin == known.origin) {
+        let log = self.log.as_mut().filter(|log| log.origin == known.origin);
+        let is_stored = log.is_some();
+        if let Some(log) = log {
             log.database.put_checkpoint(&log.origin, &head).await?;
         }
         let (path, text) = (store::head_path(&self.store, &self.shared.data), head.note());
         // A file that cannot be written is tried again later; the log does not wait for it.
         let written = tokio::task::spawn_blocking(move || keys::write_private(&path, &text)).await;
-        let is_kept = written.is_ok_and(|written| written.is_ok());
+        let is_kept = is_stored && written.is_ok_and(|written| written.is_ok());
         self.kept = (Instant::now(), if is_kept { head.size } else { self.kept.1 });
         self.shared.head.send_replace(Note::read(&head.note()).ok());
         self.thin_out().await
