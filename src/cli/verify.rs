@@ -17,7 +17,7 @@ use crate::audit::checkpoint::{Note, Verifier};
 use crate::audit::verify::{self, Asked, Seen, Verified};
 use crate::clock::{Clock, Time};
 use crate::config::Config;
-use crate::store::{self, Error};
+use crate::store::{self, Error, Reader};
 use crate::units::Span;
 use crate::view;
 
@@ -115,12 +115,21 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     // The head that is kept beside the store is one more that the log has to begin with.
     let beside = std::fs::read_to_string(store::head_path(&config.store, &config.data)).ok();
     asked.beside = beside.and_then(|text| Note::read(&text).ok());
-    let mut progress = Progress::new("entries", None);
+    let mut progress = Progress::new("entries", total(config, asked.projection).await);
     let found = verify::run(&config.store, &asked, |read| progress.advance(read)).await;
     progress.end();
     let found = found
         .map_err(|error: Error| Failure { code: UNABLE, message: error.named(&config.store).to_string() })?;
     tell(&found, &asked, args)
+}
+
+/// How many entries there are to read; the projection is made from all of them once more.
+async fn total(config: &Config, twice: bool) -> Option<usize> {
+    let reader = Reader::open(&config.store).await.ok()?;
+    let logs = reader.logs().await.ok();
+    reader.close().await;
+    let entries = logs?.iter().map(|log| log.size).sum::<u64>();
+    usize::try_from(entries).ok().map(|entries| entries * (1 + usize::from(twice)))
 }
 
 /// Prints what was found; the exit code.
