@@ -169,6 +169,17 @@ impl Pages<'_> {
         times.say(&format!("{what}: {limit} a page, {end} ({found})"));
     }
 
+    async fn ask(&self, what: &str, text: &'static str) {
+        let mut connection = reading(self.folder).connect().await.unwrap();
+        let (mut times, mut found) = (Times::default(), 0);
+        for _ in 0..20 {
+            let began = Instant::now();
+            found = sqlx::query(text).fetch_all(&mut connection).await.unwrap().len();
+            times.push(began);
+        }
+        times.say(&format!("{what} ({found})"));
+    }
+
     async fn plan(&self, text: &str) {
         let mut connection = reading(self.folder).connect().await.unwrap();
         let text = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN SELECT row FROM changes WHERE {text}"));
@@ -207,6 +218,10 @@ pub(crate) async fn history(folder: &Path) {
     pages
         .plan("kind <> 'drift' AND target = 'x' AND (at, id) < (1, 'x') ORDER BY at DESC, id DESC LIMIT 500")
         .await;
+    // What the settler asks for again and again: the held ones, of all targets.
+    let held = "SELECT key, open_origin, open_idx FROM targets WHERE open_unknown = 1 AND open_idx IS NOT NULL \
+                ORDER BY open_since LIMIT 100";
+    pages.ask("targets that are held", held).await;
     let minute = Duration::from_secs(60);
     pages.all("target with 1 000", &target(FIRST_LONG), 50, minute).await;
     pages.all("target with 100 000", &target(DENIED), 50, minute).await;
@@ -220,7 +235,8 @@ pub(crate) fn start(folder: &Path) {
     let empty = tempfile::tempdir_in(folder).unwrap();
     for (what, folder) in [("this store", folder), ("a new store", empty.path())] {
         let mut times = Times::default();
-        for _ in 0..5 {
+        for round in 0..6 {
+            // The first follows whatever came before; every third is after one that was killed.
             let began = Instant::now();
             let mut gateway = Command::new(env!("CARGO_BIN_EXE_patchwarden"))
                 .args(["serve", "--upstream", "http://127.0.0.1:9", "--listen", "127.0.0.1:0"])
@@ -239,8 +255,13 @@ pub(crate) fn start(folder: &Path) {
             });
             assert!(listens, "{said}");
             times.push(began);
-            let stopped = Command::new("kill").arg(gateway.id().to_string()).status().unwrap();
-            assert!(stopped.success());
+            println!("  {what}: {:.0} ms", began.elapsed().as_secs_f64() * 1e3);
+            if round % 3 == 1 {
+                gateway.kill().unwrap();
+            } else {
+                let stopped = Command::new("kill").arg(gateway.id().to_string()).status().unwrap();
+                assert!(stopped.success());
+            }
             lines.for_each(drop);
             gateway.wait().unwrap();
         }
