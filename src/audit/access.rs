@@ -90,7 +90,8 @@ impl Count {
             status: None,
             policy: None,
             payload: json!({"v": 1, "token": token, "role": role, "route": route, "count": self.reads,
-                "first": self.first, "last": self.last}),
+                "first": self.first, "last": self.last})
+            .into(),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! states become records, so redaction happens here and nowhere else.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -30,7 +31,8 @@ pub(super) struct Unsealed {
     pub code: Option<&'static str>,
     pub status: Option<u16>,
     pub policy: Option<String>,
-    pub payload: Value,
+    /// Shared: a group stays whole until its batch is committed.
+    pub payload: Arc<Value>,
 }
 
 impl Unsealed {
@@ -113,7 +115,7 @@ pub(super) fn attempt(
         code: refusal.map(|refusal| refusal.code.as_str()),
         status: refusal.map(|refusal| refusal.code.status()),
         policy: draft.policy.as_ref().map(ToString::to_string),
-        payload,
+        payload: payload.into(),
     }
 }
 
@@ -232,7 +234,8 @@ pub(super) fn outcome(
                 "summary": line,
             }),
             [("after", after)],
-        ),
+        )
+        .into(),
     }
 }
 
@@ -266,7 +269,8 @@ pub(super) fn settlements(
                 "after_revision": settlement.after.as_ref().and_then(|seen| seen.revision.clone()),
             }),
             [("after", after.clone())],
-        ),
+        )
+        .into(),
     };
     let others = match settlement.result {
         super::Settled::Applied | super::Settled::Superseded => super::Settled::Superseded,
@@ -315,7 +319,8 @@ pub(super) fn drift(
                 "summary": drift.summary,
             }),
             [("after", Some(drift.state.clone()))],
-        ),
+        )
+        .into(),
     }
 }
 
@@ -339,7 +344,7 @@ fn named(object: &Object) -> Value {
 pub(super) struct Intended {
     pub change: ChangeId,
     pub operation: Option<String>,
-    pub object: Option<std::sync::Arc<Object>>,
+    pub object: Option<Arc<Object>>,
     pub target: Option<String>,
     pub seq: Option<u64>,
     /// Recorded form.
@@ -360,7 +365,7 @@ pub(super) fn lifecycle(name: &str, payload: Value) -> Unsealed {
         code: None,
         status: None,
         policy: None,
-        payload,
+        payload: payload.into(),
     }
 }
 
@@ -401,7 +406,7 @@ mod tests {
             code: None,
             status: Some(200),
             policy: None,
-            payload: json!({}),
+            payload: json!({}).into(),
         };
         let of = EntryRef { origin: "gw.example/\u{e9}".into(), index: 16 };
         let digest = Digest::sha256(&[b"x"]);

@@ -123,7 +123,7 @@ impl Fold {
             status: None,
             policy: None,
             payload: json!({"v": 1, "source": source, "counts": self.counts, "first": self.first, "last": self.last,
-                "total": self.counts.values().sum::<u64>()}),
+                "total": self.counts.values().sum::<u64>()}).into(),
         }
     }
 }

@@ -21,7 +21,8 @@ pub(super) const PROJECTION_VERSION: i64 = 2;
 /// Rows of the projection looked at in one step, and in one page.
 const STEP: usize = 500;
 const MAX_CANDIDATES: usize = 20_000;
-const MAX_TIME: Duration = Duration::from_millis(50);
+/// What is found has still to be read from the log, and a page is to be there within 50 ms.
+const MAX_TIME: Duration = Duration::from_millis(30);
 /// Longest text kept for `contains`, in bytes.
 const MAX_SEARCH: usize = 256 * 1024;
 
@@ -199,13 +200,6 @@ pub struct Page {
     pub next_cursor: Option<String>,
 }
 
-/// In which order, and whether without what is long.
-#[derive(Clone, Copy)]
-struct Walk {
-    ascending: bool,
-    lean: bool,
-}
-
 /// Reads the history of a store, beside whoever writes it.
 #[derive(Clone)]
 pub struct Reader(store::Reader);
@@ -232,8 +226,7 @@ impl Reader {
         cursor: Option<&str>,
         limit: usize,
     ) -> Result<(Vec<Recorded>, Option<String>), String> {
-        let lean = filter.rule.is_none() && filter.changed.is_none() && filter.contains.is_none();
-        let (rows, next) = self.rows(filter, cursor, limit, Walk { ascending: true, lean }).await?;
+        let (rows, next) = self.rows(filter, cursor, limit, true).await?;
         Ok((self.recorded(&rows).await?, next))
     }
 
@@ -318,7 +311,7 @@ impl Reader {
         limit: usize,
         ascending: bool,
     ) -> Result<Page, String> {
-        let (rows, next_cursor) = self.rows(filter, cursor, limit, Walk { ascending, lean: false }).await?;
+        let (rows, next_cursor) = self.rows(filter, cursor, limit, ascending).await?;
         Ok(Page { changes: self.assemble(&rows).await?, next_cursor })
     }
 
@@ -327,7 +320,7 @@ impl Reader {
         filter: &Filter,
         cursor: Option<&str>,
         limit: usize,
-        how: Walk,
+        ascending: bool,
     ) -> Result<(Vec<ChangeRow>, Option<String>), String> {
         let after = cursor.map(|cursor| place(cursor).ok_or("the cursor is none of ours")).transpose()?;
         let mut query = ChangeQuery {
@@ -338,8 +331,9 @@ impl Reader {
                 .map(|id| if id.contains('/') { id.clone() } else { format!("identity/{id}") }),
             since: filter.since.map(|at| at.0),
             until: filter.until.map(|at| at.0),
-            ascending: how.ascending,
-            lean: how.lean,
+            ascending,
+            // What is long is only read where something is looked for in it.
+            lean: filter.rule.is_none() && filter.changed.is_none() && filter.contains.is_none(),
             after,
         };
         let (started, mut looked_at) = (Instant::now(), 0);

@@ -4,9 +4,11 @@
 //! before it. Multi-row inserts go in chunks of powers of two, so that few distinct texts are prepared. Any I/O error
 //! leaves the transaction in doubt. Readers are read-only connections and never hold a read longer than one call.
 
+mod projection;
 mod reader;
 mod tree;
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -17,9 +19,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions as _, Connection as _, QueryBuilder, Row as _};
 
-use super::{
-    Abandoned, Beside, ChangeRow, ChangeUpdate, EntryRow, Error, Head, StoredEntry, TargetRow, TokenRow,
-};
+use super::{Abandoned, Beside, EntryRow, Error, Head, StoredEntry, TargetRow, TokenRow};
 
 pub(super) use reader::Reader;
 
@@ -39,6 +39,8 @@ const DAMAGED: &str = "keep it as it is and restore it from a backup (`patchward
 const SNAPSHOT: Duration = Duration::from_hours(6);
 const ENTRY: &str = "SELECT e.row, e.origin, e.idx, e.kind, e.of_origin, e.of_idx, e.envelope, p.body, p.salt \
                      FROM entries e LEFT JOIN payloads p ON p.row = e.row ";
+const TARGETS: &str =
+    "SELECT key, seq, turn, open_origin, open_idx, open_since, open_unknown, revision FROM targets ";
 const TOKENS: &str = "SELECT name, role, hash, created_at, revoked_at FROM admin_tokens ORDER BY name";
 
 /// The writer's connection.
@@ -52,6 +54,8 @@ pub struct Database {
     shrinks: bool,
     /// Frames in the WAL when this connection last committed.
     committed: u64,
+    /// The row of the next entry, where this connection has written the last one.
+    next: Option<i64>,
 }
 
 /// The database and its WAL, as last seen.
@@ -102,7 +106,15 @@ impl Database {
                 }
             },
         )?;
-        Ok(Self { connection, path: path.to_owned(), files: None, frames: 0, shrinks: false, committed: 0 })
+        Ok(Self {
+            connection,
+            path: path.to_owned(),
+            files: None,
+            frames: 0,
+            shrinks: false,
+            committed: 0,
+            next: None,
+        })
     }
 
     /// Starts a transaction, on the WAL that the last one was written to.
@@ -113,13 +125,16 @@ impl Database {
 
     /// Ends it. Any error leaves it in doubt.
     pub async fn commit(&mut self) -> Result<(), Error> {
-        let done = sqlx::raw_sql("COMMIT").execute(&mut self.connection).await;
-        done.map_err(|error| Error::InDoubt(error.to_string()))?;
-        self.look_at_files().await
+        // Asked for in one call, since a call costs more than either: an error from the count leaves a commit in doubt too.
+        let done = sqlx::raw_sql("COMMIT; PRAGMA wal_checkpoint(NOOP)").fetch_one(&mut self.connection).await;
+        let frames =
+            done.and_then(|row| row.try_get(1)).map_err(|error| Error::InDoubt(error.to_string()))?;
+        self.look_at_files(unsigned(frames))
     }
 
     /// Takes it back.
     pub async fn rollback(&mut self) -> Result<(), Error> {
+        self.next = None;
         self.run("ROLLBACK").await
     }
 
@@ -151,13 +166,13 @@ impl Database {
 
     /// After a commit: the files under their names are still the ones written to, did not shrink, and the WAL has no hole.
     /// Nobody else may shorten it while this connection writes.
-    async fn look_at_files(&mut self) -> Result<(), Error> {
+    fn look_at_files(&mut self, frames: u64) -> Result<(), Error> {
         let (database, before) = (self.database()?, self.files);
         let wal = self.wal()?;
         if before.is_some_and(|before| wal.id != before.wal.id) {
             return Err(self.displaced("the WAL was replaced", true));
         }
-        self.frames = self.counted_frames().await?;
+        self.frames = frames;
         let is_cut = before.is_some_and(|before| wal.length < before.wal.length);
         // Where the commit before ended, and this one.
         let ends = [self.committed.min(self.frames), self.frames];
@@ -333,14 +348,18 @@ impl Database {
 
     /// Appends entries and their payloads; returns their rows.
     pub async fn append(&mut self, origin: &str, entries: &[EntryRow]) -> Result<Vec<i64>, Error> {
-        let next: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(row), 0) + 1 FROM entries")
-            .fetch_one(&mut self.connection)
-            .await
-            .map_err(|error| inside(&error))?;
+        // Whoever else wrote a row in between is found by the trigger on the table, and then it is read anew.
+        let next = match self.next.take() {
+            Some(next) => next,
+            None => sqlx::query_scalar("SELECT COALESCE(MAX(row), 0) + 1 FROM entries")
+                .fetch_one(&mut self.connection)
+                .await
+                .map_err(|error| inside(&error))?,
+        };
         let numbered: Vec<(i64, &EntryRow)> = (next..).zip(entries).collect();
         let mut rest = &numbered[..];
         while !rest.is_empty() {
-            let (chunk, later) = rest.split_at(1 << rest.len().min(256).ilog2());
+            let (chunk, later) = rest.split_at(chunk_of(rest.len()));
             let mut insert = QueryBuilder::new(
                 "INSERT INTO entries (row, origin, idx, kind, of_origin, of_idx, envelope) ",
             );
@@ -366,6 +385,7 @@ impl Database {
             });
             insert.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
         }
+        self.next = numbered.last().map(|(row, _)| row + 1);
         Ok(numbered.into_iter().map(|(row, _)| row).collect())
     }
 
@@ -386,95 +406,50 @@ impl Database {
 
     /// The rows of these targets; the transaction keeps everybody else out.
     pub async fn targets(&mut self, keys: &[String]) -> Result<Vec<TargetRow>, Error> {
-        let mut rows = Vec::with_capacity(keys.len());
-        for key in keys {
-            rows.push(target(&mut self.connection, key).await?);
+        let (mut rows, mut rest) = (Vec::with_capacity(keys.len()), keys);
+        while !rest.is_empty() {
+            let (chunk, later) = rest.split_at(chunk_of(rest.len()));
+            let mut select = QueryBuilder::new(TARGETS);
+            select.push("WHERE key IN (");
+            let mut list = select.separated(", ");
+            for key in chunk {
+                list.push_bind(key);
+            }
+            select.push(")");
+            let found =
+                select.build().fetch_all(&mut self.connection).await.map_err(|error| inside(&error))?;
+            let found = found.iter().map(target_row).collect::<Result<Vec<_>, _>>();
+            let mut found: HashMap<_, _> = found
+                .map_err(|error| inside(&error))?
+                .into_iter()
+                .map(|row| (row.key.clone(), row))
+                .collect();
+            let none = |key: &String| TargetRow { key: key.clone(), ..TargetRow::default() };
+            rows.extend(chunk.iter().map(|key| found.remove(key).unwrap_or_else(|| none(key))));
+            rest = later;
         }
         Ok(rows)
     }
 
     /// Writes rows back.
     pub async fn put_targets(&mut self, rows: &[TargetRow]) -> Result<(), Error> {
-        for row in rows {
-            let put = sqlx::query(
-                "INSERT OR REPLACE INTO targets (key, seq, turn, open_origin, open_idx, open_since, open_unknown, revision) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            )
-            .bind(&row.key)
-            .bind(signed(row.seq))
-            .bind(signed(row.turn))
-            .bind(row.open.as_ref().map(|open| open.0.as_str()))
-            .bind(row.open.as_ref().map(|open| signed(open.1)))
-            .bind(row.open.as_ref().map(|_| row.open_since))
-            .bind(row.open_unknown)
-            .bind(&row.revision);
-            put.execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+        let mut rest = rows;
+        while !rest.is_empty() {
+            let (chunk, later) = rest.split_at(chunk_of(rest.len()));
+            let mut put = QueryBuilder::new(
+                "INSERT OR REPLACE INTO targets (key, seq, turn, open_origin, open_idx, open_since, open_unknown, revision) ",
+            );
+            put.push_values(chunk, |mut values, row| {
+                values.push_bind(&row.key).push_bind(signed(row.seq)).push_bind(signed(row.turn));
+                values.push_bind(row.open.as_ref().map(|open| open.0.as_str()));
+                values.push_bind(row.open.as_ref().map(|open| signed(open.1)));
+                values.push_bind(row.open.as_ref().map(|_| row.open_since));
+                values.push_bind(row.open_unknown).push_bind(&row.revision);
+            });
+            put.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+            rest = later;
         }
         Ok(())
-    }
-
-    /// Adds rows to the projection and lays outcomes and settlements over those of their attempts.
-    pub async fn project(&mut self, rows: &[ChangeRow], updates: &[ChangeUpdate]) -> Result<(), Error> {
-        for row in rows {
-            self.project_row(row).await?;
-        }
-        for update in updates {
-            self.project_update(update).await?;
-        }
-        Ok(())
-    }
-
-    async fn project_row(&mut self, change: &ChangeRow) -> Result<(), Error> {
-        let put = sqlx::query(
-            "INSERT INTO changes (row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, \
-             rules, pointers, search, outcome_row, settlement_row, origin) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(change.row)
-        .bind(&change.kind)
-        .bind(signed(change.index))
-        .bind(&change.id)
-        .bind(change.at)
-        .bind(&change.target)
-        .bind(change.seq.map(signed))
-        .bind(&change.operation)
-        .bind(&change.caller)
-        .bind(&change.decision)
-        .bind(&change.would)
-        .bind(&change.outcome)
-        .bind(&change.settled)
-        .bind(change.warned)
-        .bind(&change.rules)
-        .bind(&change.pointers)
-        .bind(&change.search)
-        .bind(change.outcome_row)
-        .bind(change.settlement_row)
-        .bind(&change.origin);
-        put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
-    }
-
-    async fn project_update(&mut self, update: &ChangeUpdate) -> Result<(), Error> {
-        let Some(row) = self.row_of(&update.of).await? else { return Ok(()) };
-        let put = sqlx::query(
-            "UPDATE changes SET outcome = COALESCE(?, outcome), outcome_row = COALESCE(?, outcome_row), \
-             settled = COALESCE(?, settled), settlement_row = COALESCE(?, settlement_row), \
-             pointers = COALESCE(?, pointers), search = search || ? WHERE row = ?",
-        )
-        .bind(update.outcome.as_ref().map(|outcome| outcome.0.as_str()))
-        .bind(update.outcome.as_ref().map(|outcome| outcome.1))
-        .bind(update.settled.as_ref().map(|settled| settled.0.as_str()))
-        .bind(update.settled.as_ref().map(|settled| settled.1))
-        .bind(&update.pointers)
-        .bind(&update.search)
-        .bind(row);
-        put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
-    }
-
-    async fn row_of(&mut self, of: &(String, u64)) -> Result<Option<i64>, Error> {
-        let row = sqlx::query_scalar("SELECT row FROM entries WHERE origin = ? AND idx = ?")
-            .bind(&of.0)
-            .bind(signed(of.1));
-        row.fetch_optional(&mut self.connection).await.map_err(|error| inside(&error))
     }
 
     /// Numbers of the attempts of a log whose outcome is still pending.
@@ -774,24 +749,28 @@ fn inside(error: &sqlx::Error) -> Error {
 }
 
 async fn target(connection: &mut SqliteConnection, key: &str) -> Result<TargetRow, Error> {
-    let row = sqlx::query(
-        "SELECT seq, turn, open_origin, open_idx, open_since, open_unknown, revision FROM targets WHERE key = ?",
-    );
-    let row = row.bind(key).fetch_optional(connection).await.map_err(|error| inside(&error))?;
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("{TARGETS} WHERE key = ?"))).bind(key);
+    let row = row.fetch_optional(connection).await.map_err(|error| inside(&error))?;
     let Some(row) = row else { return Ok(TargetRow { key: key.to_owned(), ..TargetRow::default() }) };
-    let read = || {
-        let open: (Option<String>, Option<i64>) = (row.try_get(2)?, row.try_get(3)?);
-        Ok::<_, sqlx::Error>(TargetRow {
-            key: key.to_owned(),
-            seq: unsigned(row.try_get(0)?),
-            turn: unsigned(row.try_get(1)?),
-            open: open.0.zip(open.1.map(unsigned)),
-            open_since: row.try_get::<Option<i64>, _>(4)?.unwrap_or(0),
-            open_unknown: row.try_get(5)?,
-            revision: row.try_get(6)?,
-        })
-    };
-    read().map_err(|error| inside(&error))
+    target_row(&row).map_err(|error| inside(&error))
+}
+
+fn target_row(row: &SqliteRow) -> Result<TargetRow, sqlx::Error> {
+    let open: (Option<String>, Option<i64>) = (row.try_get(3)?, row.try_get(4)?);
+    Ok(TargetRow {
+        key: row.try_get(0)?,
+        seq: unsigned(row.try_get(1)?),
+        turn: unsigned(row.try_get(2)?),
+        open: open.0.zip(open.1.map(unsigned)),
+        open_since: row.try_get::<Option<i64>, _>(5)?.unwrap_or(0),
+        open_unknown: row.try_get(6)?,
+        revision: row.try_get(7)?,
+    })
+}
+
+/// How many of so many rows go into one statement: a power of two, so that few distinct texts are prepared.
+fn chunk_of(rows: usize) -> usize {
+    1 << rows.min(256).ilog2()
 }
 
 async fn entry_at(

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::clock::Time;
 use crate::id::fill_random;
@@ -41,7 +41,7 @@ pub(super) struct Batch {
     tiles: Vec<(u64, Vec<Hash>)>,
     pub last_at: Time,
     targets: Targets,
-    projected: Vec<(usize, Value, Unsealed, Time)>,
+    projected: Vec<(usize, Unsealed, Time)>,
 }
 
 impl Log {
@@ -155,7 +155,7 @@ impl Log {
         batch.last_at = at;
         let of = entry.of.clone().map(|of| (of.origin, of.index));
         batch.rows.push(EntryRow { index, kind: entry.kind.into(), of: of.clone(), envelope, salt, body });
-        batch.projected.push((batch.rows.len() - 1, entry.payload.clone(), entry, at));
+        batch.projected.push((batch.rows.len() - 1, entry, at));
     }
 
     pub(super) async fn write(&mut self, batch: &Batch) -> Result<(), store::Error> {
@@ -163,7 +163,7 @@ impl Log {
         if !batch.rows.is_empty() {
             let rows = self.database.append(&self.origin, &batch.rows).await?;
             let (mut changes, mut updates): (Vec<ChangeRow>, Vec<ChangeUpdate>) = Default::default();
-            for (row, (place, payload, entry, at)) in rows.into_iter().zip(&batch.projected) {
+            for (row, (place, entry, at)) in rows.into_iter().zip(&batch.projected) {
                 let stored = &batch.rows[*place];
                 let facts = Facts {
                     row,
@@ -178,7 +178,7 @@ impl Log {
                     seq: entry.seq,
                     result: entry.result,
                 };
-                match project(&facts, payload) {
+                match project(&facts, &entry.payload) {
                     Some(Projected::Row(row)) => changes.push(*row),
                     Some(Projected::Update(update)) => updates.push(*update),
                     None => {}

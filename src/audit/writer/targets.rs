@@ -53,7 +53,10 @@ impl Targets {
 
     /// Does what a group asks of its targets, all of it or nothing. `last` will be its last entry.
     pub(super) fn place(&mut self, group: &Group, last: (&str, u64), wall: Time) -> Placed {
-        let (undo, mut seq) = (self.rows.clone(), None);
+        let mut seq = None;
+        // Of its own targets only: a batch locks hundreds.
+        let keys = || group.ops.iter().filter_map(TargetOp::key);
+        let undo: Vec<TargetRow> = keys().filter_map(|key| self.rows.get(key)).cloned().collect();
         for op in &group.ops {
             let kept = match op {
                 TargetOp::Open { key, turn, over } => {
@@ -79,7 +82,7 @@ impl Targets {
                 | TargetOp::Vacuum => true,
             };
             if !kept {
-                self.rows = undo;
+                self.rows.extend(undo.into_iter().map(|row| (row.key.clone(), row)));
                 return Placed::Lost;
             }
         }
