@@ -76,6 +76,7 @@ impl Targets {
                 | TargetOp::RevokeToken(..)
                 | TargetOp::PruneBelow(_)
                 | TargetOp::RemovePayloads { .. }
+                | TargetOp::Cosigned { .. }
                 | TargetOp::Vacuum => true,
             };
             if !kept {
