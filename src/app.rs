@@ -36,7 +36,7 @@ use crate::upstream::Upstream;
 use crate::upstream::client_address::TrustedProxies;
 
 pub use offline::offline;
-use offline::{fingerprint, open_keys};
+use offline::{anchors, fingerprint, open_keys};
 use reload::{Folder, Reload};
 use verifying::Verifying;
 
@@ -47,6 +47,9 @@ const MODE_REMINDER: Duration = Duration::from_secs(3600);
 
 /// The part of `/readyz` that tells of the gateway's own credential.
 const SETTLE: &str = "settle";
+
+/// The part of `/readyz` that tells of where heads go beside the store.
+const ANCHOR: &str = "anchor";
 
 /// Why a command could not end well.
 #[derive(Debug)]
@@ -124,6 +127,7 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
         late_write_limit: config.upstream.late_write_limit.0,
         data: config.data.clone(),
         settings: config.audit.clone(),
+        anchors: anchors(&config)?,
         keys: keys.clone(),
         clock: Clock::System,
         metrics: metrics.clone(),
@@ -135,6 +139,11 @@ pub async fn start(config: Config) -> Result<Running, Failure> {
     let access = access.map_err(|error| Failure::misconfigured(format!("admin.token_file: {error}")))?;
     audit.keep_bundle(bundle.digest(), bundle.text());
     let readiness = Readiness::new();
+    let told = readiness.clone();
+    audit.publish(Box::new(move |wrong| match wrong {
+        Some((since, wrong)) => told.problem(ANCHOR, since, wrong),
+        None => told.solved(ANCHOR),
+    }));
     let bundle = Arc::new(RwLock::new(Arc::new(bundle)));
     let settler = settler(&config, &bundle, &upstream, &audit, &keys, &metrics, readiness.clone());
     let gateway =

@@ -6,6 +6,7 @@
 //! log cannot be written, attempts are refused at once and the writer tries again until it can.
 
 mod access;
+pub mod anchor;
 pub mod backup;
 pub mod checkpoint;
 pub mod copy;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::{Clock, Time};
@@ -43,6 +45,7 @@ use crate::route::Watched;
 use crate::store::{self, Location, Reader, TokenRow};
 use crate::units::{Size, Span};
 
+use anchor::Anchors;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use checkpoint::{Note, Verifier, key_change};
@@ -78,6 +81,8 @@ pub struct Settings {
     pub check_at_start: bool,
     /// How long other gateways on the same PostgreSQL take this one to be alive without hearing of it.
     pub lease: Span,
+    /// After this without an entry one says that there was none.
+    pub idle_every: Span,
 }
 
 impl Default for Settings {
@@ -91,6 +96,7 @@ impl Default for Settings {
             reserve: Size(256 << 20),
             check_at_start: true,
             lease: Span::secs(10),
+            idle_every: Span::secs(3600),
         }
     }
 }
@@ -108,6 +114,8 @@ pub struct Parts {
     pub data: PathBuf,
     /// `[audit]`
     pub settings: Settings,
+    /// `[anchor]`
+    pub anchors: Anchors,
     /// How long a write without an answer may still land.
     pub late_write_limit: Duration,
     /// Fingerprints and the log's key.
@@ -172,6 +180,11 @@ struct Shared {
     origin: RwLock<Option<String>>,
     /// The newest head that was signed.
     head: watch::Sender<Option<Note>>,
+    /// Where it goes beside the store.
+    anchors: Anchors,
+    /// The tasks that carry it there, and the word to end.
+    publishing: TaskTracker,
+    ending: CancellationToken,
     accesses: access::Accesses,
     in_force: Mutex<Option<InForce>>,
     /// One prune at a time.
@@ -310,6 +323,9 @@ impl Audit {
             folds: fold::Folds::default(),
             origin: RwLock::default(),
             head: watch::Sender::new(None),
+            anchors: parts.anchors,
+            publishing: TaskTracker::new(),
+            ending: CancellationToken::new(),
             accesses: access::Accesses::default(),
             in_force: Mutex::new(parts.in_force),
             pruning: tokio::sync::Mutex::default(),
@@ -368,9 +384,17 @@ impl Audit {
 
     /// What cannot be read is no log to write to: the writer looks at the store anew.
     fn suspect(&self, error: &store::Error) {
-        let (reply, _) = oneshot::channel();
-        let group = Group { suspect: Some(error.to_string()), ..Group::default() };
-        self.send(Job { group, must: true, attempt: false, reply });
+        self.must_send(Group { suspect: Some(error.to_string()), ..Group::default() });
+    }
+
+    /// Somebody knows more of the log than the store holds: the writer looks, and begins another if that is so.
+    fn known_elsewhere(&self, elsewhere: anchor::Elsewhere) {
+        self.must_send(Group { elsewhere: Some(elsewhere), ..Group::default() });
+    }
+
+    /// Has the newest signed head kept elsewhere and cosigned, as `[anchor]` says, until [`Audit::stop`].
+    pub fn publish(&self, report: anchor::Report) {
+        anchor::publish(self, report);
     }
 
     /// Targets held by an unknown outcome, in whichever log of the store, the longest held first; at most `limit`.
@@ -740,6 +764,11 @@ impl Audit {
         }
     }
 
+    fn must_send(&self, group: Group) {
+        let (reply, _) = oneshot::channel();
+        self.send(Job { group, must: true, attempt: false, reply });
+    }
+
     fn send(&self, job: Job) {
         self.0.metrics.queue_depth.inc();
         // The writer is gone only after `stop`; the job's reply is dropped then, which its owner reads as "not written".
@@ -880,9 +909,27 @@ impl Audit {
         let (reply, answer) = oneshot::channel();
         let (policy, config) = self.in_force().map(|digests| (digests.policy, digests.config)).unzip();
         let stop = json!({"v": 1, "at": self.0.clock.now(), "policy": policy, "config": config});
-        let stop = entry::lifecycle("stop", stop);
-        self.send(Job { group: Group { stop: true, ..Group::of(stop) }, must: true, attempt: false, reply });
-        let _ = tokio::time::timeout(OUTCOME_WAIT, answer).await;
+        let stop = Group::of(entry::lifecycle("stop", stop));
+        // Signed and said elsewhere before the store is closed, so that a witness's word of it can be stored.
+        let said_first = !self.0.publishing.is_empty() && self.status() == Status::Up;
+        let group = Group { stop: !said_first, sign: said_first, ..stop };
+        self.send(Job { group, must: true, attempt: false, reply });
+        let stopped = tokio::time::timeout(OUTCOME_WAIT, answer).await;
+        if said_first {
+            if let Ok(Ok(Ok(Written { origin, last, .. }))) = stopped {
+                let is_over = |head: &Option<Note>| {
+                    let head = head.as_ref().map(|note| &note.checkpoint);
+                    head.is_some_and(|head| head.origin != origin || head.size > last)
+                };
+                let mut heads = self.0.head.subscribe();
+                let _ = tokio::time::timeout(Duration::from_secs(1), heads.wait_for(is_over)).await;
+            }
+            self.0.ending.cancel();
+            self.0.publishing.close();
+            let _ = tokio::time::timeout(anchor::LAST_TRY, self.0.publishing.wait()).await;
+            self.must_send(Group { stop: true, ..Group::default() });
+        }
+        self.0.ending.cancel();
         self.0.writing.close();
         let _ = tokio::time::timeout(OUTCOME_WAIT, self.0.writing.wait()).await;
     }
@@ -971,6 +1018,7 @@ impl Audit {
             late_write_limit: Duration::from_secs(120),
             data: folder.to_owned(),
             settings: Settings::default(),
+            anchors: Anchors::default(),
             keys: Arc::new(Keys::open(folder, None, false).unwrap()),
             clock: Clock::System,
             metrics: Arc::new(Metrics::new()),

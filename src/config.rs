@@ -161,6 +161,8 @@ pub struct Config {
     pub admin: Admin,
     /// The log of changes.
     pub audit: audit::Settings,
+    /// Where heads of the log go beside the store.
+    pub anchor: audit::anchor::Settings,
     /// How held identities are settled by the gateway itself.
     pub settle: settle::Settings,
     /// How the gateway's own log is written.
@@ -250,6 +252,7 @@ impl Config {
             client_address: section(&mut layers, "client_address"),
             admin: section(&mut layers, "admin"),
             audit: section(&mut layers, "audit"),
+            anchor: section(&mut layers, "anchor"),
             settle: section(&mut layers, "settle"),
             log_format: log.format.unwrap_or_else(format_here),
             log_level: log.level,

@@ -267,6 +267,21 @@ pub fn succeeded(origin: &str, previous: &str, known: &Value, found: &Value) {
     );
 }
 
+/// A signed head could not be kept elsewhere, or was not cosigned; it is tried again.
+pub fn anchor_failed(to: &str, detail: &str) {
+    tracing::error!(event = "anchor_failed", to, detail, "the newest head did not reach {to}: {detail}");
+}
+
+/// It could again.
+pub fn anchor_recovered(to: &str) {
+    tracing::info!(event = "anchor_recovered", to, "the newest head is with {to} again");
+}
+
+/// Somebody has seen more of the log than the store holds, or something else.
+pub fn anchor_denied(to: &str, detail: &str) {
+    tracing::error!(event = "anchor_denied", to, detail, "{to} contradicts the store: {detail}");
+}
+
 /// A request claimed an address or a certificate that is not passed on. Said at most once a minute.
 pub fn client_identity_dropped(address: IpAddr) {
     let address = display(address);

@@ -66,6 +66,13 @@ pub struct SettlementLabels {
     pub by: &'static str,
 }
 
+/// Labels of what is counted by where heads go: `file`, `url`, or the name of a configured witness.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[expect(missing_docs, reason = "the names are the labels")]
+pub struct ToLabels {
+    pub to: String,
+}
+
 /// Labels of what is counted by class of traffic: `governed`, `watched`, `passthrough`, `before`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 #[expect(missing_docs, reason = "the names are the labels")]
@@ -119,6 +126,10 @@ pub struct Metrics {
     /// 1 while new TLS files are wrong and the old ones in use.
     pub tls_reload_failed: Gauge,
     pub policy_reload_failed: Gauge,
+    pub anchor_failures: Family<ToLabels, Counter>,
+    /// 1 while the newest try failed.
+    pub anchor_failing: Family<ToLabels, Gauge>,
+    pub anchor_last_success: Family<ToLabels, Gauge>,
 }
 
 /// Makes the histograms of one family.
@@ -165,6 +176,9 @@ impl Metrics {
             store_free_bytes: Gauge::default(),
             tls_reload_failed: Gauge::default(),
             policy_reload_failed: Gauge::default(),
+            anchor_failures: Family::default(),
+            anchor_failing: Family::default(),
+            anchor_last_success: Family::default(),
         };
         let m = &metrics;
         registry.register(
@@ -242,6 +256,21 @@ impl Metrics {
             "tls_reload_failed",
             "1 while changed TLS files are wrong and what was read before is in use",
             m.tls_reload_failed.clone(),
+        );
+        registry.register(
+            "anchor_failures",
+            "Signed heads that could not be kept elsewhere or cosigned, by destination",
+            m.anchor_failures.clone(),
+        );
+        registry.register(
+            "anchor_failing",
+            "1 while the newest head could not be kept there or cosigned",
+            m.anchor_failing.clone(),
+        );
+        registry.register(
+            "anchor_last_success_timestamp_seconds",
+            "When a head was last kept there or cosigned, in seconds since 1970; 0: not in this run",
+            m.anchor_last_success.clone(),
         );
         metrics.registry = registry;
         metrics

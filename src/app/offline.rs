@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
 use super::Failure;
+use crate::audit::anchor::Anchors;
 use crate::audit::{self, Audit, Status};
 use crate::clock::Clock;
 use crate::config::{Config, Provenance};
@@ -21,6 +22,7 @@ pub async fn offline(config: &Config) -> Result<Audit, Failure> {
         late_write_limit: config.upstream.late_write_limit.0,
         data: config.data.clone(),
         settings: config.audit.clone(),
+        anchors: anchors(config)?,
         keys: Arc::new(open_keys(config)?),
         clock: Clock::System,
         metrics: Arc::new(Metrics::new()),
@@ -32,6 +34,14 @@ pub async fn offline(config: &Config) -> Result<Audit, Failure> {
         Status::Up => Ok(audit),
         Status::Down { detail, .. } => Err(Failure::unable(detail)),
     }
+}
+
+/// Where heads go beside the store.
+pub(super) fn anchors(config: &Config) -> Result<Anchors, Failure> {
+    Anchors::new(&config.anchor, config.limits.connect.0).map_err(|wrong| {
+        let lines: Vec<_> = wrong.iter().map(ToString::to_string).collect();
+        Failure::misconfigured(lines.join("\n"))
+    })
 }
 
 /// What the log names a configuration by: two are the same when every setting is. Keyed, and without passwords.

@@ -104,10 +104,12 @@ pub async fn gather(
     let mut proven = Vec::new();
     let mut key_changes = Vec::new();
     for entry in entries {
-        let Some(head) = reader.newest_checkpoint(&entry.origin).await? else { return Ok(None) };
-        if head.size <= entry.index {
-            return Ok(None);
-        }
+        // What a witness has seen proves more than what is newer.
+        let head = match reader.newest_cosigned(&entry.origin, entry.index + 1).await? {
+            Some(head) => Some(head),
+            None => reader.newest_checkpoint(&entry.origin).await?,
+        };
+        let Some(head) = head.filter(|head| head.size > entry.index) else { return Ok(None) };
         let tree = Tree { reader, origin: &entry.origin, size: head.size };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         proven.push(Proven {

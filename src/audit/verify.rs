@@ -228,7 +228,7 @@ async fn one(
             Some(Fault::of_log("its entries do not give the head that is stored; one of them was replaced"));
     }
     if fault.is_none() {
-        fault = heads.end(&story.tree, asked);
+        fault = heads.end(&story.tree, asked, log.succeeded_by.is_some());
     }
     if fault.is_none() {
         fault = beyond(reader, log).await?;

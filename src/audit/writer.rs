@@ -29,6 +29,7 @@ use crate::log;
 use crate::store::{self, Claim, Database, Location, TokenRow};
 use crate::units::Size;
 
+use super::anchor::Elsewhere;
 use super::checkpoint::Checkpoint;
 use super::entry::{self, Unsealed};
 use super::{Outcome, OutcomeResult, Shared, Status};
@@ -62,6 +63,10 @@ pub(super) struct Group {
     pub suspect: Option<String>,
     /// What was removed is to leave the WAL too.
     pub settle: bool,
+    /// The head is signed at once.
+    pub sign: bool,
+    /// Somebody knows more of the log than the store holds: look at it anew.
+    pub elsewhere: Option<Elsewhere>,
 }
 
 impl TargetOp {
@@ -79,6 +84,7 @@ impl TargetOp {
             | Self::RevokeToken(..)
             | Self::PruneBelow(_)
             | Self::RemovePayloads { .. }
+            | Self::Cosigned { .. }
             | Self::Vacuum => None,
         }
     }
@@ -136,6 +142,12 @@ pub(super) enum TargetOp {
         payloads: Vec<i64>,
         changes: Vec<i64>,
     },
+    /// A head was signed by a witness too.
+    Cosigned {
+        origin: String,
+        size: u64,
+        lines: String,
+    },
     /// Gives some free space back to the disk.
     Vacuum,
 }
@@ -183,6 +195,10 @@ pub(super) struct Writer {
     epoch: Option<i64>,
     /// The log and its end as last committed: a store that is opened again has to hold it.
     known: Option<Checkpoint>,
+    /// What somebody else knows of the log, while that was not looked into.
+    elsewhere: Option<Elsewhere>,
+    /// When an entry was last written.
+    wrote: Instant,
     /// When it was last kept outside the store, and its size then.
     kept: (Instant, u64),
     /// When old heads were last thinned out.
@@ -232,6 +248,8 @@ impl Writer {
             claim,
             epoch: None,
             known: None,
+            elsewhere: None,
+            wrote: Instant::now(),
             kept: (Instant::now(), 0),
             thinned: None,
             looked: Instant::now(),
@@ -291,6 +309,17 @@ impl Writer {
             }
             let orphans = batch.iter().any(|job| job.group.orphaned);
             let settles = batch.iter().any(|job| job.group.settle);
+            let signs = batch.iter().any(|job| job.group.sign);
+            let elsewhere = batch.iter_mut().find_map(|job| job.group.elsewhere.take());
+            let is_ours = |said: &Elsewhere| self.log.as_ref().is_none_or(|log| log.origin == said.origin);
+            if let Some(elsewhere) = elsewhere.filter(is_ours) {
+                let error = store::Error::Wait(format!(
+                    "{} knows more of the log than {} holds",
+                    elsewhere.by, self.store
+                ));
+                self.elsewhere = Some(elsewhere);
+                self.give_up(Vec::new(), &error).await;
+            }
             if let Some(detail) = batch.iter_mut().find_map(|job| job.group.suspect.take())
                 && let Some(log) = &mut self.log
             {
@@ -313,8 +342,12 @@ impl Writer {
             if orphans && let Err(error) = self.recover().await {
                 self.give_up(Vec::new(), &error).await;
             }
-            if let Err(error) = self.keep_head(false).await {
+            if let Err(error) = self.keep_head(signs).await {
                 self.give_up(Vec::new(), &error).await;
+            }
+            if self.idle_at().is_some_and(|at| Instant::now() >= at) {
+                let idle = json!({"v": 1, "at": self.shared.clock.now()});
+                self.must_write(Group::of(entry::lifecycle("idle", idle)));
             }
             if self.look_at().is_some_and(|at| Instant::now() >= at)
                 && let Err(error) = self.look_around().await
@@ -352,7 +385,7 @@ impl Writer {
             }
         };
         let room_at = self.cramped.map(|at| at + ROOM_EVERY);
-        let next = [self.look_at(), self.keep_at(), room_at].into_iter().flatten().min();
+        let next = [self.look_at(), self.keep_at(), self.idle_at(), room_at].into_iter().flatten().min();
         let look = async {
             match next {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -457,6 +490,12 @@ impl Writer {
         // Settlements and tokens are small, and a token has to be revocable.
         let is_attempt = |job: &Job| job.group.entries.iter().any(|entry| entry.kind == "attempt");
         refuse(jobs, |job| !job.must && is_attempt(job), &self.detail)
+    }
+
+    /// When an entry says that nothing was written: a head that does not change proves nothing.
+    fn idle_at(&self) -> Option<Instant> {
+        let is_writable = self.log.is_some() && self.cramped.is_none() && self.backlog.is_empty();
+        is_writable.then(|| self.wrote + self.shared.settings.idle_every.0)
     }
 
     /// When the lease is to be renewed, where there is one.
@@ -714,6 +753,9 @@ impl Writer {
         if let Some(log) = &mut self.log {
             (log.frontier, log.leaves, log.last_at) = (batch.frontier, batch.leaves, batch.last_at);
             self.known = Some(log.frontier.of_log(&log.origin));
+        }
+        if !batch.rows.is_empty() {
+            self.wrote = Instant::now();
         }
         self.anchor = anchor;
         self.shared.metrics.entries.inc_by(batch.rows.len() as u64);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Config;
 use super::layers::Layers;
+use crate::audit::anchor::Anchors;
 use crate::metrics::Metrics;
 use crate::server::Tls;
 use crate::units::Size;
@@ -44,6 +45,7 @@ impl Config {
             ("policies.reload", self.policies_reload),
             ("tls.reload", self.tls.reload),
             ("settle.every", self.settle.every),
+            ("audit.idle_every", self.audit.idle_every),
         ] {
             if span.0.is_zero() {
                 layers.wrong(key, "is zero; write how often to look, like `10s`");
@@ -107,6 +109,9 @@ impl Config {
             }
         }
         self.check_credential(layers);
+        for wrong in Anchors::new(&self.anchor, self.limits.connect.0).err().unwrap_or_default() {
+            layers.wrong(wrong.key, wrong.what);
+        }
         if let Some(path) = &self.admin.token_file
             && let Err(error) = access::check_token_file(path)
         {

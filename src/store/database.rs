@@ -323,7 +323,7 @@ impl Database {
         }
     }
 
-    /// Adds lines of signatures to a head.
+    /// Adds lines of signatures to a head, once.
     pub async fn add_signatures(&mut self, origin: &str, size: u64, lines: &str) -> Result<(), Error> {
         either!(self, database => database.add_signatures(origin, size, lines).await)
     }

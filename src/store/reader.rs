@@ -167,6 +167,11 @@ impl Reader {
         either!(self, reader => reader.newest_checkpoint(origin).await)
     }
 
+    /// The newest head of a log, from a size on, that others signed too.
+    pub async fn newest_cosigned(&self, origin: &str, from: u64) -> Result<Option<CheckpointRow>, Error> {
+        either!(self, reader => reader.newest_cosigned(origin, from).await)
+    }
+
     /// The keys of all logs, oldest first in each.
     pub async fn log_keys(&self) -> Result<Vec<LogKey>, Error> {
         either!(self, reader => reader.log_keys().await)

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should panic")]
 #![expect(clippy::disallowed_methods, reason = "tests read JSON and run tasks of their own")]
 
+mod anchors;
 mod change;
 mod cli;
 mod clients;

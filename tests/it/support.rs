@@ -12,6 +12,7 @@ pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod crash;
 pub(crate) mod gateway;
+pub(crate) mod outside;
 pub(crate) mod postgres;
 pub(crate) mod upstream;
 

@@ -143,7 +143,7 @@ impl<'a> Heads<'a> {
     }
 
     /// What is left when all entries have gone by.
-    pub(super) fn end(&mut self, tree: &Frontier, asked: &Asked) -> Option<Fault> {
+    pub(super) fn end(&mut self, tree: &Frontier, asked: &Asked, is_closed: bool) -> Option<Fault> {
         let beyond = self.stored.iter().chain(&self.given).map(|head| head.checkpoint.size).max();
         if let Some(size) = beyond {
             let more = size.saturating_sub(tree.size() + 1);
@@ -155,7 +155,8 @@ impl<'a> Heads<'a> {
                 "its newest head is not signed by the key that is trusted, nor by one that followed it";
             return Some(Fault::of_log(what));
         }
-        let (limit, now) = (asked.anchor?, asked.now?);
+        // Nobody signs a log any more that another one follows.
+        let (limit, now) = (asked.anchor.filter(|_| !is_closed)?, asked.now?);
         let newest = self.seen.iter().map(|seen| seen.at).max();
         let age = newest.map(|at| u64::try_from(now.0 / 1_000_000).unwrap_or(0).saturating_sub(at));
         match age {

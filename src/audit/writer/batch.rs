@@ -105,6 +105,9 @@ impl Log {
                 TargetOp::RemovePayloads { payloads, changes } => {
                     database.remove_payloads(payloads, changes).await.map(|()| true)?
                 }
+                TargetOp::Cosigned { origin, size, lines } => {
+                    database.add_signatures(origin, *size, lines).await.map(|()| true)?
+                }
                 TargetOp::Vacuum => database.vacuum().await.map(|()| true)?,
                 _ => true,
             };

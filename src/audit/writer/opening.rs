@@ -93,7 +93,7 @@ impl Writer {
         let found = frontier.of_log(&origin);
         let is_first = self.origin.replace(origin.clone()).is_none();
         *self.shared.origin.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(origin.clone());
-        self.known = Some(found.clone());
+        (self.known, self.elsewhere) = (Some(found.clone()), None);
         self.log = Some(Log { database, origin, frontier, leaves, tenure, last_at });
         // Looked for before what was left open gets its outcome.
         let before = if is_first { self.last_run().await } else { Ok(LastRun::default()) };
@@ -155,14 +155,64 @@ impl Writer {
         reader: &Reader,
         found: &Checkpoint,
     ) -> Result<Option<Value>, store::Error> {
-        let Some(known) =
-            self.known.clone().or_else(|| outside_head(&self.store, &self.shared.data, &self.shared.keys))
-        else {
+        let mut outside = match &self.known {
+            Some(known) => vec![known.clone()],
+            None => self.outside_heads().await,
+        };
+        // Whoever knows most says how much is missing.
+        outside.sort_by_key(|known| std::cmp::Reverse(known.size));
+        for known in outside {
+            let missing = self.missing_of(database, reader, &known, found).await?;
+            if missing.is_some() {
+                return Ok(missing);
+            }
+        }
+        self.missing_elsewhere(reader, found).await
+    }
+
+    /// What was committed by an earlier run as it was kept outside the store.
+    async fn outside_heads(&self) -> Vec<Checkpoint> {
+        let beside = outside_head(&self.store, &self.shared.data, &self.shared.keys);
+        let mut outside = self.shared.anchors.heads(&self.shared.keys).await;
+        outside.extend(beside);
+        outside
+    }
+
+    /// What somebody else says is missing.
+    async fn missing_elsewhere(
+        &self,
+        reader: &Reader,
+        found: &Checkpoint,
+    ) -> Result<Option<Value>, store::Error> {
+        let Some(said) = self.elsewhere.as_ref().filter(|said| said.origin == found.origin) else {
             return Ok(None);
         };
+        let known = said.root.map(|root| Checkpoint { root, size: said.size, ..found.clone() });
+        let is_there = match &known {
+            Some(known) => extends(reader, known, found).await?,
+            // Of more than there was, there is enough now.
+            None => said.is_more && found.size >= said.size,
+        };
+        if is_there {
+            return Ok(None);
+        }
+        let shown = known.as_ref().map_or_else(|| json!({"size": said.size, "root": null}), head);
+        let reason = "somebody else knows more of the log than the store holds, or another one";
+        Ok(Some(json!({"v": 1, "at": self.shared.clock.now(), "reason": reason, "by": said.by,
+            "previous": said.origin, "known": shown, "found": head(found)})))
+    }
+
+    /// What is missing of a head that this gateway signed.
+    async fn missing_of(
+        &self,
+        database: &mut Database,
+        reader: &Reader,
+        known: &Checkpoint,
+        found: &Checkpoint,
+    ) -> Result<Option<Value>, store::Error> {
         let previous = known.origin.clone();
         let found = if previous == found.origin {
-            if extends(reader, &known, found).await? {
+            if extends(reader, known, found).await? {
                 return Ok(None);
             }
             head(found)
@@ -179,7 +229,7 @@ impl Writer {
         let reason = "the store no longer holds all that was committed to it";
         let at = self.shared.clock.now();
         Ok(Some(
-            json!({"v": 1, "at": at, "reason": reason, "previous": previous, "known": head(&known), "found": found}),
+            json!({"v": 1, "at": at, "reason": reason, "previous": previous, "known": head(known), "found": found}),
         ))
     }
 

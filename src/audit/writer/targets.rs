@@ -79,6 +79,7 @@ impl Targets {
                 | TargetOp::RevokeToken(..)
                 | TargetOp::PruneBelow(_)
                 | TargetOp::RemovePayloads { .. }
+                | TargetOp::Cosigned { .. }
                 | TargetOp::Vacuum => true,
             };
             if !kept {

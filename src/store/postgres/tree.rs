@@ -61,10 +61,10 @@ impl Database {
         self.run(put).await.map(drop)
     }
 
-    /// Adds lines of signatures to a head.
+    /// Adds lines of signatures to a head, once.
     pub async fn add_signatures(&mut self, origin: &str, size: u64, lines: &str) -> Result<(), Error> {
         let put = sqlx::query(
-            "UPDATE checkpoints SET signatures = signatures || $1 WHERE origin = $2 AND size = $3",
+            "UPDATE checkpoints SET signatures = signatures || $1 WHERE origin = $2 AND size = $3 AND position($1 in signatures) = 0",
         );
         self.run(put.bind(lines).bind(origin).bind(signed(size))).await.map(drop)
     }
@@ -151,6 +151,16 @@ impl Reader {
     pub async fn newest_checkpoint(&self, origin: &str) -> Result<Option<CheckpointRow>, Error> {
         let text = format!("{CHECKPOINT} ORDER BY size DESC LIMIT 1");
         let row = self.row(sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin)).await?;
+        row.as_ref().map(checkpoint).transpose().map_err(|error| inside(&error))
+    }
+
+    /// The newest head of a log, from a size on, that others signed too: with a line of a name that is not the log's.
+    pub async fn newest_cosigned(&self, origin: &str, from: u64) -> Result<Option<CheckpointRow>, Error> {
+        let text = format!(
+            "{CHECKPOINT} AND size >= $2 AND position('\u{2014}' in replace(signatures, '\u{2014} ' || origin || ' ', '')) > 0 ORDER BY size DESC LIMIT 1"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(from));
+        let row = self.row(row).await?;
         row.as_ref().map(checkpoint).transpose().map_err(|error| inside(&error))
     }
 

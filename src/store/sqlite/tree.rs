@@ -57,11 +57,13 @@ impl Database {
         put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
-    /// Adds lines of signatures to a head.
+    /// Adds lines of signatures to a head, once.
     pub async fn add_signatures(&mut self, origin: &str, size: u64, lines: &str) -> Result<(), Error> {
-        let put =
-            sqlx::query("UPDATE checkpoints SET signatures = signatures || ? WHERE origin = ? AND size = ?");
+        let put = sqlx::query(
+            "UPDATE checkpoints SET signatures = signatures || ?1 WHERE origin = ?2 AND size = ?3 AND instr(signatures, ?1) = 0",
+        );
         let put = put.bind(lines).bind(origin).bind(signed(size));
+        self.frames += 3;
         put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
@@ -155,6 +157,16 @@ impl Reader {
     pub async fn newest_checkpoint(&self, origin: &str) -> Result<Option<CheckpointRow>, Error> {
         let text = format!("{CHECKPOINT} ORDER BY size DESC LIMIT 1");
         let row = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).fetch_optional(&self.0).await;
+        row.and_then(|row| row.as_ref().map(checkpoint).transpose()).map_err(|error| inside(&error))
+    }
+
+    /// The newest head of a log, from a size on, that others signed too: with a line of a name that is not the log's.
+    pub async fn newest_cosigned(&self, origin: &str, from: u64) -> Result<Option<CheckpointRow>, Error> {
+        let text = format!(
+            "{CHECKPOINT} AND size >= ? AND instr(replace(signatures, '\u{2014} ' || origin || ' ', ''), '\u{2014}') > 0 ORDER BY size DESC LIMIT 1"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(from));
+        let row = row.fetch_optional(&self.0).await;
         row.and_then(|row| row.as_ref().map(checkpoint).transpose()).map_err(|error| inside(&error))
     }
 
