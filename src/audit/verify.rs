@@ -33,8 +33,8 @@ pub struct Asked {
     pub witnesses: Vec<Verifier>,
     /// Heads that were kept elsewhere: the log has to begin with what they are of.
     pub heads: Vec<Note>,
-    /// The head that is kept beside the store. It counts unless the log was followed by another, which says what is lost.
-    pub beside: Option<Note>,
+    /// The same of those that are renewed as the log grows: of a log that is closed they may say what it has lost.
+    pub kept: Vec<Note>,
     /// How long ago a witness has to have seen each log, at most.
     pub anchor: Option<Duration>,
     /// Whether the projection is compared with what it is derived from.

@@ -43,10 +43,10 @@ impl<'a> Heads<'a> {
         let changes = key_changes_of(reader, origin).await?;
         let verifier = |key: &LogKey| Verifier::of_stored(origin, &key.public);
         let trusted: Vec<_> = asked.keys.iter().filter(|key| key.name == origin).cloned().collect();
-        let beside = asked.beside.iter().filter(|_| log.succeeded_by.is_none());
+        let kept = asked.kept.iter().filter(|_| log.succeeded_by.is_none());
         // One of an empty log says nothing.
         let is_ours = |head: &&Note| head.checkpoint.origin == origin && head.checkpoint.size > 0;
-        let given = asked.heads.iter().chain(beside).filter(is_ours);
+        let given = asked.heads.iter().chain(kept).filter(is_ours);
         let mut given: Vec<Note> = given.cloned().collect();
         given.sort_by_key(|head| std::cmp::Reverse(head.checkpoint.size));
         let mut heads = Self {
