@@ -113,6 +113,8 @@ fn per_second(times: &Times, took: Duration) -> f64 {
 
 /// One, 64 and 256 writers beside the disk.
 pub(crate) async fn writer(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    assert!(!database(folder).exists(), "it begins with a new store");
     let (scene, audit) = (Scene::new(), scene::open(folder).await);
     let wal = Wal::watch(folder);
     write(&audit, &scene, 64, 20, None).await;
