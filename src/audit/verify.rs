@@ -33,6 +33,8 @@ pub struct Asked {
     pub witnesses: Vec<Verifier>,
     /// Heads that were kept elsewhere: the log has to begin with what they are of.
     pub heads: Vec<Note>,
+    /// The same of those that are renewed as the log grows: of a log that is closed they may say what it has lost.
+    pub kept: Vec<Note>,
     /// How long ago a witness has to have seen each log, at most.
     pub anchor: Option<Duration>,
     /// Whether the projection is compared with what it is derived from.
@@ -193,9 +195,9 @@ async fn one(
     read: &mut impl FnMut(usize),
 ) -> Result<Verified, Error> {
     let mut story = Story::new(&log.origin);
-    let mut heads = Heads::of(reader, &log.origin, asked).await?;
+    let mut heads = Heads::of(reader, log, asked).await?;
     let mut entries = reader.entries_of(&log.origin, 0).await?;
-    let mut fault = heads.keys_fault();
+    let mut fault = heads.first_fault();
     'reading: while fault.is_none() && story.size() < log.size {
         let Some(last) = entries.last().map(|last| last.index) else {
             fault = Some(Fault::at(story.size(), "it is missing"));

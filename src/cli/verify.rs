@@ -100,6 +100,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         keys: keys("--public-key", &args.public_key)?,
         witnesses: keys("--witness", &args.witness)?,
         heads: heads(&args.checkpoint)?,
+        kept: Vec::new(),
         anchor: args.require_anchor.map(|span| span.0),
         projection: args.projection,
         now: Some(Clock::System.now()),
@@ -111,9 +112,10 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     if let Some(path) = &args.file {
         return file::run(path, args, &asked);
     }
-    // The head that is kept beside the store is one more that the log has to begin with.
-    let beside = std::fs::read_to_string(store::head_path(&config.store, &config.data)).ok();
-    asked.heads.extend(beside.and_then(|text| Note::read(&text).ok()));
+    // The heads that are kept beside the store and on other storage are more that the log has to begin with.
+    let kept = [Some(store::head_path(&config.store, &config.data)), config.anchor.file.clone()];
+    let kept = kept.into_iter().flatten().filter_map(|path| std::fs::read_to_string(path).ok());
+    asked.kept.extend(kept.filter_map(|text| Note::read(&text).ok()));
     let mut progress = Progress::new("entries", None);
     let found = verify::run(&config.store, &asked, |read| progress.advance(read)).await;
     progress.end();

@@ -10,7 +10,7 @@ use super::super::checkpoint::{Doubt, Note, Verifier};
 use super::super::evidence::{KeyChange, followed, key_changes_of};
 use super::super::tree::Frontier;
 use super::{Asked, Fault, Seen, Signed};
-use crate::store::{Error, LogKey, Reader};
+use crate::store::{Error, LogKey, LogRow, Reader};
 
 /// Heads that are read at once.
 const HEADS: u32 = 1000;
@@ -27,7 +27,7 @@ pub(super) struct Heads<'a> {
     known: Vec<Verifier>,
     trusted: Vec<Verifier>,
     witnesses: Vec<Verifier>,
-    wrong_keys: Option<Fault>,
+    wrong: Option<Fault>,
     /// Compared so far.
     pub(super) passed: u64,
     pub(super) newest: Option<Signed>,
@@ -35,14 +35,16 @@ pub(super) struct Heads<'a> {
 }
 
 impl<'a> Heads<'a> {
-    pub(super) async fn of(reader: &'a Reader, origin: &str, asked: &Asked) -> Result<Self, Error> {
+    pub(super) async fn of(reader: &'a Reader, log: &LogRow, asked: &Asked) -> Result<Self, Error> {
+        let origin = log.origin.as_str();
         let keys: Vec<LogKey> =
             reader.log_keys().await?.into_iter().filter(|key| key.origin == origin).collect();
         let changes = key_changes_of(reader, origin).await?;
         let verifier = |key: &LogKey| Verifier::of_stored(origin, &key.public);
         let trusted: Vec<_> = asked.keys.iter().filter(|key| key.name == origin).cloned().collect();
-        let mut given: Vec<Note> =
-            asked.heads.iter().filter(|head| head.checkpoint.origin == origin).cloned().collect();
+        let kept = asked.kept.iter().filter(|_| log.succeeded_by.is_none());
+        let given = asked.heads.iter().chain(kept);
+        let mut given: Vec<Note> = given.filter(|head| head.checkpoint.origin == origin).cloned().collect();
         given.sort_by_key(|head| std::cmp::Reverse(head.checkpoint.size));
         let mut heads = Self {
             reader,
@@ -53,18 +55,19 @@ impl<'a> Heads<'a> {
             known: keys.iter().filter_map(verifier).collect(),
             trusted: followed(&trusted, &changes),
             witnesses: asked.witnesses.clone(),
-            wrong_keys: unfounded(origin, &keys, &changes),
+            wrong: unfounded(origin, &keys, &changes),
             passed: 0,
             newest: None,
             seen: Vec::new(),
         };
-        heads.refill().await?;
+        let wrong = heads.refill().await?;
+        heads.wrong = heads.wrong.take().or(wrong);
         Ok(heads)
     }
 
-    /// A key that nobody signed for.
-    pub(super) fn keys_fault(&mut self) -> Option<Fault> {
-        self.wrong_keys.take()
+    /// A key that nobody signed for, or a head that cannot be read.
+    pub(super) fn first_fault(&mut self) -> Option<Fault> {
+        self.wrong.take()
     }
 
     async fn refill(&mut self) -> Result<Option<Fault>, Error> {
