@@ -83,17 +83,11 @@ pub struct Wrong {
 }
 
 /// What `[anchor]` names. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Anchors {
     places: Vec<Place>,
     witnesses: Vec<Witness>,
     settings: Arc<Settings>,
-}
-
-impl Default for Anchors {
-    fn default() -> Self {
-        Self { places: Vec::new(), witnesses: Vec::new(), settings: Arc::default() }
-    }
 }
 
 impl Anchors {

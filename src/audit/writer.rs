@@ -342,6 +342,7 @@ impl Writer {
                 self.give_up(Vec::new(), &error).await;
             }
             if self.idle_at().is_some_and(|at| Instant::now() >= at) {
+                self.wrote = Instant::now();
                 let idle = json!({"v": 1, "at": self.shared.clock.now()});
                 self.must_write(Group::of(entry::lifecycle("idle", idle)));
             }
