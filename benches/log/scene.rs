@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use patchwarden::audit::anchor::Anchors;
 use patchwarden::audit::{
     Audit, Draft, InForce, Intent, Outcome, OutcomeResult, Parts, Recorded, Seen, Settings,
 };
@@ -70,6 +71,7 @@ pub(crate) async fn open(folder: &Path) -> Audit {
         data: folder.to_owned(),
         settings: Settings::default(),
         late_write_limit: Duration::from_secs(120),
+        anchors: Anchors::default(),
         keys: Arc::new(Keys::open(folder, None, database(folder).exists()).unwrap()),
         clock: Clock::System,
         metrics: Arc::new(Metrics::new()),
