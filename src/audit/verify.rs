@@ -14,6 +14,7 @@ mod story;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _};
 use serde_json::Value;
 
 use super::checkpoint::{Note, Verifier};
@@ -22,7 +23,11 @@ use crate::store::{Error, Location, LogRow, Reader};
 
 pub use exported::export;
 use heads::Heads;
-use story::{Retention, Story, digest};
+use story::{Digested, Retention, Story, digest};
+
+/// Entries of one read, and reads ahead.
+const CHUNK: usize = 1000;
+const AHEAD: usize = 3;
 
 /// What is asked beside the story itself.
 #[derive(Clone, Debug, Default)]
@@ -196,22 +201,17 @@ async fn one(
 ) -> Result<Verified, Error> {
     let mut story = Story::new(&log.origin);
     let mut heads = Heads::of(reader, log, asked).await?;
-    let mut entries = reader.entries_of(&log.origin, 0).await?;
     let mut fault = heads.begin();
+    // Read and hashed ahead, on as many cores as there are.
+    let chunks = stream::iter((0..log.size).step_by(CHUNK)).map(|from| digested(reader, log, from));
+    let mut chunks = std::pin::pin!(chunks.buffered(AHEAD));
     'reading: while fault.is_none() && story.size() < log.size {
-        let Some(last) = entries.last().map(|last| last.index) else {
+        let chunk = chunks.next().await.unwrap_or(Ok(Vec::new()))?;
+        let count = chunk.len();
+        if count == 0 {
             fault = Some(Fault::at(story.size(), "it is missing"));
-            break;
-        };
-        entries.retain(|entry| entry.index < log.size);
-        let count = entries.len();
-        // One core reads while another hashes.
-        let hashing = tokio::task::spawn_blocking(move || {
-            entries.iter().map(|entry| digest(entry, true)).collect::<Vec<_>>()
-        });
-        let (digested, following) = tokio::join!(hashing, reader.entries_of(&log.origin, last + 1));
-        entries = following?;
-        for entry in digested.map_err(|lost| Error::Wait(lost.to_string()))? {
+        }
+        for entry in chunk {
             if let Err(what) = story.take(entry, across) {
                 fault = Some(Fault::at(story.size(), what));
                 break 'reading;
@@ -240,6 +240,14 @@ async fn one(
     (verified.heads, verified.signed, verified.seen, verified.fault) =
         (heads.passed, heads.newest, heads.seen, fault);
     Ok(verified)
+}
+
+/// A chunk of a log's entries from a number on, each judged by itself.
+async fn digested(reader: &Reader, log: &LogRow, from: u64) -> Result<Vec<Digested>, Error> {
+    let mut entries = reader.entries_of(&log.origin, from).await?;
+    entries.retain(|entry| entry.index < log.size);
+    let hashing = move || entries.iter().map(|entry| digest(entry, true)).collect();
+    tokio::task::spawn_blocking(hashing).await.map_err(|lost| Error::Wait(lost.to_string()))
 }
 
 /// An entry after the head is nobody's, unless somebody writes it just now and moves the head.
