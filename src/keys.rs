@@ -299,7 +299,10 @@ fn create(folder: &Path, with_fingerprint: bool) -> Result<(), Error> {
 
 /// Writes a private file whole, in the place of what was there.
 pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let new = path.with_extension("new");
+    // Behind the whole name: files that differ in what follows their last dot may lie in one folder.
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;

@@ -139,6 +139,12 @@ async fn succeeded(gateway: &mut Gateway) -> Value {
     event
 }
 
+/// Nothing was added to the log that had lost something: it ends as it was put back.
+fn known_before_it_was_written(gateway: &Gateway, event: &Value) {
+    assert!(event["found"].as_str().unwrap().contains("\"size\":4"), "{event}");
+    assert!(gateway.events("anchor_denied").is_empty());
+}
+
 #[tokio::test]
 async fn a_witness_cosigns_and_whoever_trusts_it_can_tell() {
     let (upstream, witness) = (upstream(), Witness::start(NAME));
@@ -366,6 +372,7 @@ async fn a_rolled_back_store_is_known_by_the_file_elsewhere() {
     let event = succeeded(&mut gateway).await;
     assert_eq!(event["previous"], origin.as_str());
     assert!(event["known"].as_str().unwrap().contains(&format!("\"size\":{size}")), "{event}");
+    known_before_it_was_written(&gateway, &event);
     eventually(|| head(&fs::read_to_string(&file).unwrap()).1 != origin).await;
     no_problem(&gateway).await;
     // What is there is no head of ours: somebody else's says nothing of this log.
@@ -385,6 +392,7 @@ async fn a_rolled_back_store_is_known_by_the_endpoint() {
     gateway.restart().await;
     let event = succeeded(&mut gateway).await;
     assert_eq!(event["previous"], origin.as_str());
+    known_before_it_was_written(&gateway, &event);
     eventually(|| head(&place.shelf().text.clone().unwrap()).1 != origin).await;
     no_problem(&gateway).await;
 }
@@ -446,6 +454,25 @@ async fn an_endpoint_is_given_each_new_head_and_its_token_is_said_nowhere() {
     gateway.cli_ok(&["verify", "--checkpoint", &kept]);
     assert!(!gateway.logs().join("\n").contains("hunter2"));
     assert!(!gateway.cli_ok(&["config"]).contains("hunter2"));
+}
+
+#[tokio::test]
+async fn an_endpoint_behind_tls_is_believed_by_the_roots_that_are_named() {
+    let (elsewhere, authority) = Upstream::start_tls();
+    let (upstream, folder) = (upstream(), TempDir::new().unwrap());
+    let ca = folder.path().join("ca.pem");
+    fs::write(&ca, authority).unwrap();
+    let url = format!("url = \"{}/heads/gw-1\"", elsewhere.url());
+    let stranger = anchored(&upstream, &url).start().await;
+    let told = problem_says(&stranger, "not sent").await;
+    assert!(told.to_lowercase().contains("certificate"), "{told}");
+    assert!(elsewhere.seen().is_empty());
+    let known = anchored(&upstream, &format!("{url}\nca_file = \"{}\"", ca.display())).start().await;
+    problem_says(&known, "answered a PUT with 404").await;
+    let put = elsewhere.writes().pop().unwrap();
+    assert_eq!((put.method.as_str(), put.target.as_str()), ("PUT", "/heads/gw-1"));
+    assert_eq!(put.get("content-type"), Some("text/plain; charset=utf-8"));
+    assert!(String::from_utf8(put.body).unwrap().contains("\u{2014} patchwarden.invalid/"));
 }
 
 #[tokio::test]

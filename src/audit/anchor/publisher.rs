@@ -114,7 +114,7 @@ impl Publisher {
             }
         };
         let _: Option<()> = ending.run_until_cancelled(work).await;
-        let last = heads.borrow().clone().filter(|head| !self.has(head));
+        let last = heads.borrow().clone().filter(|head| self.is_wanted(head));
         if let Some(last) = last {
             let _ = tokio::time::timeout(LAST_TRY, self.attempt(&last)).await;
         }
@@ -123,7 +123,7 @@ impl Publisher {
     /// Waits for a head that is to be sent; `None`: there will be none.
     async fn next(&self, heads: &mut watch::Receiver<Option<Note>>) -> Option<Note> {
         loop {
-            let newest = heads.borrow_and_update().clone().filter(|head| !self.has(head));
+            let newest = heads.borrow_and_update().clone().filter(|head| self.is_wanted(head));
             match newest {
                 Some(head) if Instant::now() >= self.due => return Some(head),
                 Some(_) => tokio::time::sleep_until(self.due.into()).await,
@@ -132,12 +132,13 @@ impl Publisher {
         }
     }
 
-    /// Whether a head is there already. Another signature of ours is news to a place, and none to a witness.
-    fn has(&self, head: &Note) -> bool {
-        self.sent.as_ref().is_some_and(|sent| match self.to {
+    /// Whether a head is of the log that is written, and is not there already. Another signature of ours is news to a place, and none to a witness.
+    fn is_wanted(&self, head: &Note) -> bool {
+        let is_there = self.sent.as_ref().is_some_and(|sent| match self.to {
             Destination::Place(..) => sent == head,
             Destination::Witness(..) => sent.checkpoint == head.checkpoint,
-        })
+        });
+        !is_there && self.audit.origin().is_some_and(|origin| origin == head.checkpoint.origin)
     }
 
     async fn attempt(&mut self, head: &Note) {
