@@ -43,7 +43,12 @@ class Key:
         raw = base64.b64decode(encoded, validate=True)
         check(len(raw) == 33 and raw[0] == 1, f"{text} is no Ed25519 key of a log")
         check(sha256(self.name.encode(), b"\n", raw)[:4].hex() == self.id, f"{text} does not have its own id")
+        self.raw = raw
         self.public = Ed25519PublicKey.from_public_bytes(raw[1:])
+
+    def under(self, origin):
+        """The id it signs with as the key of a log of that name: a log that follows another keeps its key."""
+        return sha256(origin.encode(), b"\n", self.raw)[:4].hex()
 
     def signed(self, signature, text):
         try:
@@ -84,7 +89,7 @@ def read_head(note, keys):
         check(dash == "\u2014", "a line of its head is no signature")
         raw = base64.b64decode(encoded, validate=True)
         for key in keys:
-            if (key.name, key.id) == (name, raw[:4].hex()) and name == origin:
+            if name == origin and key.under(origin) == raw[:4].hex():
                 check(key.signed(raw[4:], text.encode()), f"the signature of {name} does not fit its head")
                 is_signed = True
     check(is_signed, "its head is not signed by a trusted key")
@@ -137,19 +142,22 @@ def main(path, keys):
     check(evidence["form"] == "patchwarden.proof.v1", f"{path} is in no form that is known here")
     keys = trusted_keys([Key(text) for text in keys], evidence["key_changes"])
     check(evidence["entries"], f"{path} proves nothing")
-    attempt = None
+    attempt, last = None, None
     for entry in evidence["entries"]:
         try:
             said, size = check_entry(entry, evidence["change"], keys)
             if attempt is None:
-                check(said["kind"] in ("attempt", "fold"), "the first entry is not the attempt")
+                check(said["kind"] in ("attempt", "fold", "drift"), "the first entry is not the attempt")
                 attempt = {"origin": entry["origin"], "index": entry["index"]}
             else:
                 check(said["of"] == attempt, "it does not speak of the attempt")
         except Wrong as wrong:
             raise Wrong(f"entry {entry['index']} of {entry['origin']}: {wrong}") from None
+        last = said
         what = "without its payload" if entry["payload"] is None else "with its payload"
         print(f"entry {entry['index']} of {entry['origin']}: {said['kind']} {said['result']}, {what}, among {size}")
+    if last["kind"] == "attempt" and last["result"] == "allow":
+        print("the file holds no outcome: whether it was applied is not shown")
     print(f"proved: change {evidence['change']}")
 
 
@@ -158,5 +166,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     try:
         main(sys.argv[1], sys.argv[2:])
-    except (Wrong, KeyError, TypeError, ValueError) as error:
+    except (Wrong, OSError, KeyError, TypeError, ValueError) as error:
         sys.exit(f"not proved: {error}")

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::checkpoint::{Doubt, Note, Verifier, key_change};
+use super::checkpoint::{Doubt, KeyKind, Note, Verifier, key_change};
 use super::entry::payload_digest;
 use super::proofs::Tree;
 use super::tree::{self, Hash};
@@ -80,6 +80,12 @@ impl KeyChange {
     pub fn of(payload: &Value) -> Option<Self> {
         json::typed(payload.get("change")?.clone()).ok()
     }
+}
+
+/// The same keys as those of a log of that name: a log that follows another is signed with the same one.
+pub fn under(origin: &str, keys: &[Verifier]) -> Vec<Verifier> {
+    let log_keys = keys.iter().filter(|key| key.kind() == KeyKind::Log);
+    log_keys.map(|key| Verifier::of_log(origin, *key.public())).collect()
 }
 
 /// Those of `trusted`, and every key that follows one of them.
@@ -223,9 +229,9 @@ impl Evidence {
 
     /// Checks all of it. The error names the entry and what is wrong with it.
     pub fn verify(&self, keys: &[Verifier], witnesses: &[Verifier]) -> Result<Verdict, String> {
-        let keys = followed(keys, &self.key_changes);
         let mut checked: Vec<Checked> = Vec::new();
         for entry in &self.entries {
+            let keys = followed(&under(&entry.origin, keys), &self.key_changes);
             let named = |what: String| format!("entry {} of {}: {what}", entry.index, entry.origin);
             let found = entry.verify(&keys, witnesses).map_err(named)?;
             if found.envelope["change"].as_str() != Some(&self.change) {
@@ -277,7 +283,8 @@ impl Proven {
 /// One attempt, and what follows speaks of it.
 fn whole(entries: &[Checked]) -> Result<(), String> {
     let kind = |entry: &Checked| entry.envelope["kind"].as_str().unwrap_or_default().to_owned();
-    let Some(attempt) = entries.first().filter(|entry| matches!(&*kind(entry), "attempt" | "fold")) else {
+    let Some(attempt) = entries.first().filter(|entry| matches!(&*kind(entry), "attempt" | "fold" | "drift"))
+    else {
         return Err("the file does not begin with the attempt of the change".to_owned());
     };
     let of = json!({"origin": attempt.origin, "index": attempt.envelope["index"]});

@@ -63,6 +63,8 @@ pub struct Verified {
     pub pruned: u64,
     /// Signed heads it was compared with.
     pub heads: u64,
+    /// Of them, those that were kept elsewhere or beside the store.
+    pub given: u64,
     /// The newest of them.
     pub signed: Option<Signed>,
     /// The last time each witness saw it.
@@ -237,6 +239,7 @@ async fn one(
         fault = story.tiles_fault(reader).await?;
     }
     let mut verified = story.verified();
+    verified.given = heads.passed_given;
     (verified.heads, verified.signed, verified.seen, verified.fault) =
         (heads.passed, heads.newest, heads.seen, fault);
     Ok(verified)

@@ -35,6 +35,9 @@ enum Command {
 }
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
+    if config.store.is_missing() {
+        return Err(unable(format!("{} does not exist; has a gateway run with this store?", config.store)));
+    }
     match args.command {
         Command::Show => show(config).await,
         Command::Rotate => rotate(config).await,

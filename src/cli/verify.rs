@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::out::{Progress, print};
 use super::{MISCONFIGURED, UNABLE, WRONG};
 use crate::app::Failure;
-use crate::audit::checkpoint::{Note, Verifier};
+use crate::audit::checkpoint::{KeyKind, Note, Verifier};
 use crate::audit::verify::{self, Asked, Seen, Verified};
 use crate::clock::{Clock, Time};
 use crate::config::Config;
@@ -60,7 +60,7 @@ pub(super) struct Args {
 }
 
 /// Keys as they are given: each itself, or a file with one a line.
-fn keys(flag: &str, given: &[String]) -> Result<Vec<Verifier>, Failure> {
+fn keys(flag: &str, kind: KeyKind, given: &[String]) -> Result<Vec<Verifier>, Failure> {
     let wrong =
         |text: &str, why: String| Failure { code: MISCONFIGURED, message: format!("{flag}: {text}: {why}") };
     let mut keys = Vec::new();
@@ -70,7 +70,7 @@ fn keys(flag: &str, given: &[String]) -> Result<Vec<Verifier>, Failure> {
             continue;
         }
         let file = std::fs::read_to_string(text).map_err(|error| {
-            wrong(text, format!("is neither a public key (NAME+ID+BASE64) nor a file: {error}"))
+            wrong(text, format!("is neither a public key (NAME+ID+BASE64, the id that of name and key) nor a file: {error}"))
         })?;
         for line in file.lines().filter(|line| !line.trim().is_empty()) {
             keys.push(
@@ -78,6 +78,10 @@ fn keys(flag: &str, given: &[String]) -> Result<Vec<Verifier>, Failure> {
                     .map_err(|why: crate::audit::checkpoint::NoKey| wrong(text, format!("`{line}` {why}")))?,
             );
         }
+    }
+    if let Some(other) = keys.iter().find(|key: &&Verifier| key.kind() != kind) {
+        let whose = if kind == KeyKind::Log { "a witness's" } else { "a log's" };
+        return Err(wrong(&other.to_string(), format!("is {whose} key")));
     }
     Ok(keys)
 }
@@ -97,8 +101,8 @@ fn heads(files: &[PathBuf]) -> Result<Vec<Note>, Failure> {
 
 pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let mut asked = Asked {
-        keys: keys("--public-key", &args.public_key)?,
-        witnesses: keys("--witness", &args.witness)?,
+        keys: keys("--public-key", KeyKind::Log, &args.public_key)?,
+        witnesses: keys("--witness", KeyKind::Witness, &args.witness)?,
         heads: heads(&args.checkpoint)?,
         kept: Vec::new(),
         anchor: args.require_anchor.map(|span| span.0),
@@ -110,6 +114,10 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
         return Err(Failure { code: MISCONFIGURED, message: message.to_owned() });
     }
     if let Some(path) = &args.file {
+        if asked.projection {
+            let message = "--projection compares what is in a store, and a file holds nothing of it";
+            return Err(Failure { code: MISCONFIGURED, message: message.to_owned() });
+        }
         return file::run(path, args, &asked);
     }
     // The heads that are kept beside the store and on other storage are more that the log has to begin with.
@@ -154,6 +162,9 @@ fn text(found: &[Verified], asked: &Asked, utc: bool) -> String {
         };
     }
     if found.iter().all(|log| log.fault.is_none()) {
+        if asked.projection {
+            text += "What the history is listed from says the same as the entries.\n";
+        }
         text += rests_on(found, asked);
     }
     text
@@ -169,7 +180,14 @@ fn sound(log: &Verified, utc: bool) -> String {
         None => "no head of it is signed".to_owned(),
         Some(signed) => {
             let by = if signed.is_trusted { "a key you trust" } else { "the keys the store names" };
-            format!("{} signed heads fit it, the newest over {} entries, by {by}", log.heads, signed.size)
+            let given = match log.given {
+                0 => String::new(),
+                count => format!(", {count} of them kept outside the store"),
+            };
+            format!(
+                "{} signed heads fit it{given}, the newest over {} entries, by {by}",
+                log.heads, signed.size
+            )
         }
     };
     let seen = |seen: &Seen| {
@@ -198,6 +216,9 @@ fn rests_on(found: &[Verified], asked: &Asked) -> &'static str {
     match (is_trusted, is_seen) {
         (true, true) => {
             "Nothing up to those heads was changed since the witnesses saw it; what came later rests on the key of the host alone.\n"
+        }
+        (true, false) if !asked.heads.is_empty() => {
+            "Nothing up to the heads you gave was changed since they were kept; what came later rests on the key of the host alone.\n"
         }
         (true, false) => {
             "Nothing was changed by anybody who does not have the log's key. Whoever has it could have written all of it anew: a head that was kept elsewhere (--checkpoint) or seen by a witness (--witness) would show that.\n"

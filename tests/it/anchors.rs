@@ -135,8 +135,8 @@ async fn succeeded(gateway: &mut Gateway) -> Value {
     let changes = gateway.history(&[])["changes"].as_array().unwrap().clone();
     assert_eq!(changes[0]["log"]["attempt"]["origin"], event["origin"], "it goes on in another log");
     // What was refused meanwhile may be in the new one too.
-    let origins = changes.iter().map(|change| &change["log"]["attempt"]["origin"]);
-    let before = origins.skip_while(|origin| **origin == event["origin"]).next();
+    let mut origins = changes.iter().map(|change| &change["log"]["attempt"]["origin"]);
+    let before = origins.find(|origin| **origin != event["origin"]);
     assert_eq!(before, Some(&event["previous"]), "what is there stays readable");
     gateway.cli_ok(&["verify"]);
     event

@@ -9,7 +9,7 @@ use std::io::BufRead;
 use serde::Deserialize;
 
 use super::super::checkpoint::Note;
-use super::super::evidence::{KeyChange, followed};
+use super::super::evidence::{KeyChange, followed, under};
 use super::story::{Story, digest};
 use super::{Across, Asked, Fault, Signed, Verified};
 use crate::json;
@@ -115,8 +115,7 @@ impl Log {
     }
 
     fn end(mut self, origin: &str, asked: &Asked) -> Verified {
-        let trusted: Vec<_> = asked.keys.iter().filter(|key| key.name == origin).cloned().collect();
-        let trusted = followed(&trusted, &self.keys);
+        let trusted = followed(&under(origin, &asked.keys), &self.keys);
         let size = self.story.size();
         let mut signed = None;
         for head in &self.passed {
@@ -134,6 +133,6 @@ impl Log {
         }
         let passed = self.passed.len() as u64;
         let signed = signed.map(|size| Signed { size, is_trusted: true });
-        Verified { heads: passed, signed, fault: self.fault, ..self.story.verified() }
+        Verified { heads: passed, given: passed, signed, fault: self.fault, ..self.story.verified() }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::super::checkpoint::{Doubt, Note, Verifier};
-use super::super::evidence::{KeyChange, followed, key_changes_of};
+use super::super::evidence::{KeyChange, followed, key_changes_of, under};
 use super::super::tree::Frontier;
 use super::{Asked, Fault, Seen, Signed};
 use crate::store::{Error, LogKey, LogRow, Reader};
@@ -31,6 +31,8 @@ pub(super) struct Heads<'a> {
     wrong: Option<Fault>,
     /// Compared so far.
     pub(super) passed: u64,
+    /// Of them, those that were given.
+    pub(super) passed_given: u64,
     pub(super) newest: Option<Signed>,
     pub(super) seen: Vec<Seen>,
 }
@@ -42,7 +44,7 @@ impl<'a> Heads<'a> {
             reader.log_keys().await?.into_iter().filter(|key| key.origin == origin).collect();
         let changes = key_changes_of(reader, origin).await?;
         let verifier = |key: &LogKey| Verifier::of_stored(origin, &key.public);
-        let trusted: Vec<_> = asked.keys.iter().filter(|key| key.name == origin).cloned().collect();
+        let trusted = under(origin, &asked.keys);
         let kept = asked.kept.iter().filter(|_| log.succeeded_by.is_none());
         // One of an empty log says nothing.
         let is_ours = |head: &&Note| head.checkpoint.origin == origin && head.checkpoint.size > 0;
@@ -60,6 +62,7 @@ impl<'a> Heads<'a> {
             witnesses: asked.witnesses.clone(),
             wrong: unfounded(origin, &keys, &changes),
             passed: 0,
+            passed_given: 0,
             newest: None,
             seen: Vec::new(),
         };
@@ -107,6 +110,7 @@ impl<'a> Heads<'a> {
             if let Some(fault) = self.compare(&head, tree) {
                 return Ok(Some(fault));
             }
+            self.passed_given += 1;
         }
         Ok(None)
     }
@@ -151,8 +155,7 @@ impl<'a> Heads<'a> {
             return Some(Fault::at(tree.size(), what));
         }
         if !self.trusted.is_empty() && !self.newest.as_ref().is_some_and(|newest| newest.is_trusted) {
-            let what =
-                "its newest head is not signed by the key that is trusted, nor by one that followed it";
+            let what = "its newest head is signed by none of the keys that were given, nor by one that followed them";
             return Some(Fault::of_log(what));
         }
         // Nobody signs a log any more that another one follows.

@@ -34,6 +34,10 @@ pub(super) fn run(path: &Path, args: &Args, asked: &Asked) -> Result<u8, Failure
 }
 
 fn exported(path: &Path, file: impl BufRead, args: &Args, asked: &Asked) -> Result<u8, Failure> {
+    if asked.keys.is_empty() != asked.heads.is_empty() {
+        let message = "an export holds no signed head, and a head is nothing without a key: give both --checkpoint and --public-key, or neither";
+        return Err(Failure { code: MISCONFIGURED, message: message.to_owned() });
+    }
     let mut progress = Progress::new("entries", None);
     let found = verify::export(file, asked, |read| progress.advance(read));
     progress.end();
@@ -80,12 +84,16 @@ fn proved(verdict: &Verdict, utc: bool) -> String {
             entry.envelope["index"],
             entry.origin
         );
-        let gone = if entry.payload.is_null() { "; what it said was removed by retention" } else { "" };
+        let gone = if entry.payload.is_null() { "; the file does not hold what it said" } else { "" };
         text += &format!("    in the log of {} entries, which the key signed{gone}\n", entry.size);
         for (witness, seconds) in &entry.witnessed {
             let seen = Time(i64::try_from(*seconds).unwrap_or(0).saturating_mul(1_000_000));
             text += &format!("    seen by {witness} on {}\n", view::moment(&json!(seen), utc));
         }
+    }
+    let is_intent = verdict.entries.first().is_some_and(|entry| entry.envelope["result"] == "allow");
+    if is_intent && verdict.entries.len() == 1 {
+        text += "  The file holds no outcome: whether it was applied is not shown.\n";
     }
     if let Some(attempt) = verdict.entries.first() {
         let said = |pointer: &str| attempt.payload.pointer(pointer).and_then(Value::as_str);
