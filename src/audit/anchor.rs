@@ -229,7 +229,7 @@ fn of_client(key: &'static str, error: upstream::Error) -> Wrong {
 mod tests {
     use super::*;
 
-    const KEY: &str = "witness.example+4ec4f2c9+BFzB5Ls3LyfyIiRuL2lzSVkYlqtDP6zAEzKvZqlVF2mN";
+    const KEY: &str = "witness.example+0080fed4+BAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f";
 
     fn wrong(settings: &Settings) -> Vec<String> {
         let made = Anchors::new(settings, Duration::from_secs(1));
