@@ -139,6 +139,11 @@ async fn succeeded(gateway: &mut Gateway) -> Value {
     let before = origins.find(|origin| **origin != event["origin"]);
     assert_eq!(before, Some(&event["previous"]), "what is there stays readable");
     gateway.cli_ok(&["verify"]);
+    // Whoever holds the key of the log before has that of the one that follows.
+    let keys = gateway.cli_ok(&["keys", "show"]);
+    let previous = event["previous"].as_str().unwrap();
+    let key = keys.lines().find(|key| key.starts_with(previous)).unwrap();
+    eventually(|| gateway.cli(&["verify", "--public-key", key]).status.success()).await;
     event
 }
 

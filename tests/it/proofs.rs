@@ -156,6 +156,20 @@ async fn a_proof_that_was_altered_in_any_place_proves_nothing() {
         let (code, theirs) = python(&file, &[&key]);
         assert!(code == Some(1) && theirs.contains("not proved: "), "{what}: {theirs}");
     }
+    // Without its outcome it is true, and says what it does not show.
+    let mut alone = good.clone();
+    alone["entries"].as_array_mut().unwrap().truncate(1);
+    std::fs::write(&file, alone.to_string()).unwrap();
+    let (code, said) = elsewhere(folder.path(), &["verify", "altered.json", "--public-key", &key]);
+    assert!(code == Some(0) && said.contains("whether it was applied is not shown"), "{said}");
+    assert!(python(&file, &[&key]).1.contains("whether it was applied is not shown"));
+    for wrong in [["--witness", key.as_str()], ["--projection", "--utc"]] {
+        let (code, said) = elsewhere(
+            folder.path(),
+            &[&["verify", "altered.json", "--public-key", &key], &wrong[..]].concat(),
+        );
+        assert_eq!(code, Some(2), "{said}");
+    }
     // A head of another size, signed by nobody.
     let mut lines: Vec<String> = text("/entries/0/proof").lines().map(str::to_owned).collect();
     let size = lines.iter().position(String::is_empty).unwrap() + 2;

@@ -57,7 +57,11 @@ async fn an_untouched_log_is_consistent_beside_its_gateway_and_after_it() {
     let key = gateway.cli_ok(&["keys", "show"]).trim().to_owned();
     let head = gateway.data().join("patchwarden.db.head").display().to_string();
     let trusted = gateway.cli_ok(&["verify", "--projection", "--public-key", &key, "--checkpoint", &head]);
-    assert!(trusted.contains("by a key you trust") && trusted.contains("who does not have"), "{trusted}");
+    for part in ["by a key you trust", "since they were kept", "says the same as the entries"] {
+        assert!(trusted.contains(part), "{trusted}");
+    }
+    let alone = gateway.cli_ok(&["verify", "--public-key", &key]);
+    assert!(alone.contains("who does not have the log's key"), "{alone}");
 }
 
 #[tokio::test]
@@ -247,6 +251,12 @@ async fn an_export_tells_the_same_story_to_whoever_has_no_store() {
         let left = lines.iter().enumerate().filter(|(place, _)| *place != gone);
         left.map(|(_, line)| format!("{line}\n")).collect::<String>()
     };
+    // It holds no head, so a key alone would show nothing.
+    for lone in [["--public-key", key.as_str()], ["--checkpoint", head.as_str()]] {
+        let output = gateway.cli(&[&["verify", &path], &lone[..]].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("or neither"), "{output:?}");
+    }
     for (altered, what) in [
         (without(3), "entry 3: it is missing; the next one is 4"),
         (without(7), "entry 7: it is missing: a head of 8 entries was signed"),
