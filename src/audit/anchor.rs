@@ -1,9 +1,9 @@
 //! Where signed heads go beside the store: a file on other storage, an HTTP endpoint, C2SP witnesses.
 //!
 //! A head that only this host keeps says nothing against whoever has the host. What `[anchor]` names is read into
-//! [`Anchors`]: [`Place`]s keep the newest head and are asked for it at start, a [`Witness`] adds its signature. One task
-//! each carries heads there ([`publisher`]); none of them is ever waited for by the log. Whoever knows more of the log than
-//! the store holds ([`Elsewhere`]) has seen that it was rolled back.
+//! [`Anchors`]: `Place`s keep the newest head and are asked for it at start, a `Witness` adds its signature. One task
+//! each carries heads there (`publisher`); none of them is ever waited for by the log. Whoever knows more of the log than
+//! the store holds (`Elsewhere`) has seen that it was rolled back.
 
 mod place;
 mod publisher;

@@ -1,6 +1,6 @@
 //! The Merkle tree over a log (RFC 9162 section 2): its frontier, its proofs, its tiles.
 //!
-//! Leaves are the envelopes' exact bytes. A [`Frontier`] holds the roots of the complete subtrees that make up the tree,
+//! Leaves are the envelopes' exact bytes. A `Frontier` holds the roots of the complete subtrees that make up the tree,
 //! largest first, which is enough to append and to know the root. A proof is a list of ranges of leaves whose hashes are
 //! wanted ([`inclusion`], [`consistency`]); each hash is made from [`Tiles`], 256 hashes each, as C2SP `tlog-tiles` lays
 //! them out. Checking a proof needs the proof alone.
