@@ -89,6 +89,8 @@ fn fold(roots: &[Hash]) -> Hash {
 fn merge(hashes: &[Hash]) -> Hash {
     match hashes {
         [one] => *one,
+        // A tile that was emptied is no tile: its hash fits nothing.
+        [] => fold(&[]),
         more => {
             let (left, right) = more.split_at(more.len() / 2);
             node(&merge(left), &merge(right))

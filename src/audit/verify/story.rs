@@ -75,6 +75,8 @@ impl Digested {
             Some(format!("its row says {} and its envelope {}", entry.kind, envelope.kind))
         } else if has_row && of != entry.of {
             Some("its row and its envelope speak of different entries".to_owned())
+        } else if entry.salt.is_some() != entry.body.is_some() {
+            Some("it has a payload without salt, or a salt without payload".to_owned())
         } else if let (Some(salt), Some(body)) = (&entry.salt, &entry.body)
             && payload_digest(salt, body).as_str() != envelope.payload
         {
