@@ -189,6 +189,8 @@ struct Shared {
     in_force: Mutex<Option<InForce>>,
     /// One prune at a time.
     pruning: tokio::sync::Mutex<()>,
+    /// One change of keys at a time.
+    rotating: tokio::sync::Mutex<()>,
     /// The writer, and what feeds it.
     writing: TaskTracker,
 }
@@ -329,6 +331,7 @@ impl Audit {
             accesses: access::Accesses::default(),
             in_force: Mutex::new(parts.in_force),
             pruning: tokio::sync::Mutex::default(),
+            rotating: tokio::sync::Mutex::default(),
             writing: TaskTracker::new(),
         });
         let mut writer = writer::Writer::new(shared.clone(), queue, parts.store);
@@ -803,6 +806,7 @@ impl Audit {
 
     /// Gives the log a new key, on the old one's word; both sign from then on. Returns the old one and the new one.
     pub async fn rotate_key(&self) -> Result<(Verifier, Verifier), String> {
+        let _one = self.0.rotating.lock().await;
         let keys = &self.0.keys;
         if keys.previous_public().is_some() {
             return Err("the key before still signs; retire it first: `patchwarden keys retire`".to_owned());
@@ -830,6 +834,7 @@ impl Audit {
 
     /// Stops signing by the key before; `false` when there is none.
     pub async fn retire_key(&self) -> Result<bool, String> {
+        let _one = self.0.rotating.lock().await;
         let Some((origin, previous)) = self.origin().zip(self.0.keys.previous_public()) else {
             return Ok(false);
         };
