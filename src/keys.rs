@@ -207,7 +207,10 @@ impl Keys {
             let moved = fs::rename(folder.join(from), folder.join(to));
             moved.map_err(|source| Error::Io { path: folder.join(from), source })
         };
-        rename(LOG, PREVIOUS)?;
+        // It may have been done, and what follows not.
+        if folder.join(LOG).exists() {
+            rename(LOG, PREVIOUS)?;
+        }
         rename(NEXT, LOG)?;
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
         synced.map_err(|source| Error::Io { path: folder.to_owned(), source })?;

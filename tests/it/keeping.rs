@@ -649,6 +649,24 @@ async fn a_backup_is_put_back_only_where_it_belongs_and_says_what_it_does_not_ho
     assert_eq!(code, Some(0), "{err}");
     assert!(err.contains("nothing is lost"), "{err}");
     eventually(|| gateway.events("stopped").len() == 2).await;
+
+    // Put back all the same, the log of then is not gone on with: what followed it is known by the head outside alone.
+    let followed = std::fs::read_to_string(gateway.data().join("patchwarden.db.head")).unwrap();
+    let followed = followed.lines().next().unwrap().to_owned();
+    fs::rename(&store, gateway.data().join("aside-too.db")).unwrap();
+    assert_eq!(run(&gateway, &["restore", &path("backup.db")]).0, Some(0));
+    gateway.restart().await;
+    eventually(|| gateway.events("succession").len() == 2).await;
+    let told = gateway.events("succession")[1].clone();
+    assert_eq!(told["previous"], previous);
+    assert!(told.to_string().contains(&followed), "{told}");
+    applied(&gateway, 900).await;
+    let logs = verified(&gateway).as_array().unwrap().clone();
+    assert_eq!(logs.len(), 2);
+    for log in &logs {
+        assert_ne!(log["origin"], *followed, "it is gone");
+        assert!(log["origin"] != previous || log["size"] == 3, "nothing was added to it: {logs:?}");
+    }
 }
 
 /// One folder a schema, each with the log of a gateway of that day; `README.md` beside them says how they were made.

@@ -217,8 +217,12 @@ impl Writer {
             }
             head(found)
         } else if found.size > 0 {
-            // Succeeded by this one before, which has said so.
-            return Ok(None);
+            if leads_to(database, &previous, &found.origin).await? {
+                // Succeeded by this one before, which has said so.
+                return Ok(None);
+            }
+            // A store of before: the log of which a head is kept came later, and of that it holds nothing.
+            return Ok(Some(self.succession(&found.origin, &known_of(known), &head(found))));
         } else {
             database.begin().await?;
             let there = database.head(&previous).await;
@@ -226,11 +230,12 @@ impl Writer {
             let there = there?.and_then(|there| Frontier::read(there.size, &there.frontier));
             there.map_or(Value::Null, |there| head(&there.of_log(&previous)))
         };
+        Ok(Some(self.succession(&previous, &head(known), &found)))
+    }
+
+    fn succession(&self, previous: &str, known: &Value, found: &Value) -> Value {
         let reason = "the store no longer holds all that was committed to it";
-        let at = self.shared.clock.now();
-        Ok(Some(
-            json!({"v": 1, "at": at, "reason": reason, "previous": previous, "known": head(known), "found": found}),
-        ))
+        json!({"v": 1, "at": self.shared.clock.now(), "reason": reason, "previous": previous, "known": known, "found": found})
     }
 
     /// What gateways of one store record is compared, so they make their fingerprints with one key.
@@ -303,9 +308,11 @@ impl Writer {
         };
         let lost = |error: keys::Error| store::Error::Wait(error.to_string());
         if let Some(next) = Keys::next_public(&self.shared.data).map_err(lost)? {
-            match find(next) {
-                Some(_) => keys.use_next(&self.shared.data, next).map_err(lost)?,
-                None => Keys::drop_next(&self.shared.data).map_err(lost)?,
+            match (find(next), &self.origin) {
+                (Some(_), _) => keys.use_next(&self.shared.data, next).map_err(lost)?,
+                (None, None) => Keys::drop_next(&self.shared.data).map_err(lost)?,
+                // Its entry may wait in this process.
+                (None, Some(_)) => {}
             }
         }
         let ours = find(keys.log_public()).or_else(|| find(keys.previous_public()?));
@@ -362,6 +369,31 @@ async fn extends(reader: &Reader, known: &Checkpoint, found: &Checkpoint) -> Res
     }
     let tree = Tree { reader, origin: &known.origin, size: known.size };
     Ok(tree.root().await? == known.root)
+}
+
+/// The head of another log than the one that ends.
+fn known_of(known: &Checkpoint) -> Value {
+    let mut shown = head(known);
+    shown["origin"] = json!(known.origin);
+    shown
+}
+
+/// Whether a log was followed by another one, at once or by others between.
+async fn leads_to(database: &mut Database, from: &str, to: &str) -> Result<bool, store::Error> {
+    database.begin().await?;
+    let closed = database.meta("closed").await;
+    database.rollback().await?;
+    let closed = closed?;
+    let mut at = from;
+    // Each follows one that was there before it, so none is met twice.
+    for _ in 0..closed.len() {
+        let Some((_, next)) = closed.iter().find(|(origin, _)| origin == at) else { return Ok(false) };
+        if next == to {
+            return Ok(true);
+        }
+        at = next;
+    }
+    Ok(false)
 }
 
 fn head(checkpoint: &Checkpoint) -> Value {
