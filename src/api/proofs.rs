@@ -19,7 +19,7 @@ use crate::audit::tree::{Hash, TILE, TileId};
 use crate::store::Error;
 
 /// Most entries in one answer.
-const MAX_ENTRIES: u64 = 256;
+const MAX_ENTRIES: u32 = 256;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,11 +101,10 @@ pub(super) async fn entries(
             "`start` is below `end`, and `end` at most {size}, the size of the log."
         )));
     }
-    let end = asked.end.min(asked.start + MAX_ENTRIES);
-    let found = log.entries(asked.start).await.map_err(|error| store(&error))?;
+    let limit = u32::try_from(asked.end - asked.start).unwrap_or(MAX_ENTRIES).min(MAX_ENTRIES);
+    let found = log.entries(asked.start, limit).await.map_err(|error| store(&error))?;
     let shown: Vec<Value> = found
         .iter()
-        .take_while(|entry| entry.index < end)
         .map(|entry| {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let (payload, salt) = (entry.body.as_deref().map(text), entry.salt.as_ref().map(hex::encode));

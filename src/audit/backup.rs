@@ -155,7 +155,7 @@ async fn ours(
             origins.join(", ")
         ))
     })?;
-    let since = match outside_head(store, data, keys) {
+    let since = match outside_head(store, data, keys)? {
         None => Since::Unknown,
         Some(head) if head.origin != ours.origin => Since::Succeeded(head.origin),
         Some(head) if head.size > ours.size => Since::Entries(head.size - ours.size),

@@ -84,7 +84,9 @@ impl Tree<'_> {
 
     async fn stored(&self, level: u8, numbers: Range<u64>) -> Result<Vec<(u64, Vec<Hash>)>, Error> {
         let tiles = self.reader.tiles(self.origin, level, numbers).await?;
-        Ok(tiles.into_iter().map(|(number, bytes)| (number, bytes.as_chunks::<32>().0.to_vec())).collect())
+        // One that is damaged is as good as none: it is made from what is below.
+        let read = |(number, bytes): (u64, Vec<u8>)| Some((number, tree::read_tile(&bytes)?.to_vec()));
+        Ok(tiles.into_iter().filter_map(read).collect())
     }
 
     fn damaged(&self, what: &str) -> Error {
@@ -126,8 +128,8 @@ impl Log {
         Tree { reader: &self.reader, origin: &self.origin, size }
     }
 
-    /// Entries with their payloads from a number on, some of them.
-    pub async fn entries(&self, from: u64) -> Result<Vec<StoredEntry>, Error> {
-        self.reader.entries_of(&self.origin, from).await
+    /// Entries with their payloads from a number on, at most so many.
+    pub async fn entries(&self, from: u64, limit: u32) -> Result<Vec<StoredEntry>, Error> {
+        self.reader.entries_of(&self.origin, from, limit).await
     }
 }

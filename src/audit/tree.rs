@@ -226,6 +226,12 @@ impl TileId {
     }
 }
 
+/// A full tile as it is stored; `None`: it is none.
+pub fn read_tile(bytes: &[u8]) -> Option<&[Hash]> {
+    let (hashes, rest) = bytes.as_chunks::<32>();
+    (rest.is_empty() && hashes.len() as u64 == TILE).then_some(hashes)
+}
+
 /// The hash of a full tile, as the level above holds it.
 pub fn tile_root(hashes: &[Hash]) -> Hash {
     merge(hashes)

@@ -26,7 +26,7 @@ use heads::Heads;
 use story::{Digested, Retention, Story, digest};
 
 /// Entries of one read, and reads ahead.
-const CHUNK: usize = 1000;
+const CHUNK: u32 = 1000;
 const AHEAD: usize = 3;
 
 /// What is asked beside the story itself.
@@ -67,10 +67,23 @@ pub struct Verified {
     pub given: u64,
     /// The newest of them.
     pub signed: Option<Signed>,
+    /// Entries after it.
+    pub unsigned: u64,
     /// The last time each witness saw it.
     pub seen: Vec<Seen>,
+    /// The log that goes on in its place.
+    pub followed: Option<Followed>,
     /// What is wrong first.
     pub fault: Option<Fault>,
+}
+
+/// The end of a log.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    /// The log that follows.
+    pub by: String,
+    /// Entries that were committed after the end and are lost, as that one says; `None`: it cannot say.
+    pub lost: Option<u64>,
 }
 
 /// A signed head.
@@ -118,11 +131,20 @@ fn not_the_head(size: u64) -> Fault {
     ))
 }
 
+/// A log by its number in [`Across::names`], and an entry of it.
+type Place = (u32, u64);
+
 /// What concerns more than one log.
 #[derive(Default)]
 struct Across {
+    /// The logs that are read: elsewhere they are numbers.
+    names: Vec<String>,
     /// Of each target: the changes with their places.
-    counted: HashMap<String, Vec<(u64, String, u64)>>,
+    counted: HashMap<String, Vec<(u64, Place)>>,
+    /// Of each target: its newest change that was applied, with the entries retention has to keep of it.
+    newest: HashMap<String, (u64, Vec<(String, u64)>)>,
+    /// Of each log: which entries lack their payload.
+    lacking: HashMap<String, Vec<bool>>,
     retention: Retention,
     /// Entries that speak of another log's.
     foreign: Vec<(String, u64, String, u64)>,
@@ -181,13 +203,12 @@ async fn pass(
     Ok(found)
 }
 
-/// A key or a head of a log that is not there, and of which no log says so.
+/// A head of a log that is not there; or a key of one, and of which no log says so.
 fn unknown_names(asked: &Asked, across: &Across, found: &mut Vec<Verified>) {
-    let named =
-        asked.keys.iter().map(|key| &key.name).chain(asked.heads.iter().map(|head| &head.checkpoint.origin));
-    for name in named {
-        let is_told = across.successions.iter().any(|(_, said)| said["previous"] == **name);
-        if !is_told && !found.iter().any(|log| log.origin == *name) {
+    let is_told = |name: &String| across.successions.iter().any(|(_, said)| said["previous"] == **name);
+    let keys = asked.keys.iter().map(|key| &key.name).filter(|name| !is_told(name));
+    for name in keys.chain(asked.heads.iter().map(|head| &head.checkpoint.origin)) {
+        if !found.iter().any(|log| log.origin == *name) {
             let fault = Some(Fault::of_log("the store has no log of this name"));
             found.push(Verified { origin: name.clone(), fault, ..Verified::default() });
         }
@@ -201,11 +222,11 @@ async fn one(
     across: &mut Across,
     read: &mut impl FnMut(usize),
 ) -> Result<Verified, Error> {
-    let mut story = Story::new(&log.origin);
+    let mut story = Story::new(&log.origin, across);
     let mut heads = Heads::of(reader, log, asked).await?;
     let mut fault = heads.begin();
     // Read and hashed ahead, on as many cores as there are.
-    let chunks = stream::iter((0..log.size).step_by(CHUNK)).map(|from| digested(reader, log, from));
+    let chunks = stream::iter((0..log.size).step_by(CHUNK as usize)).map(|from| digested(reader, log, from));
     let mut chunks = std::pin::pin!(chunks.buffered(AHEAD));
     'reading: while fault.is_none() && story.size() < log.size {
         let chunk = chunks.next().await.unwrap_or(Ok(Vec::new()))?;
@@ -214,6 +235,7 @@ async fn one(
             fault = Some(Fault::at(story.size(), "it is missing"));
         }
         for entry in chunk {
+            heads.met(entry.at());
             if let Err(what) = story.take(entry, across) {
                 fault = Some(Fault::at(story.size(), what));
                 break 'reading;
@@ -238,7 +260,9 @@ async fn one(
     if fault.is_none() {
         fault = story.tiles_fault(reader).await?;
     }
-    let mut verified = story.verified();
+    let mut verified = story.verified(across);
+    verified.unsigned =
+        verified.size - heads.newest.as_ref().map_or(0, |newest| newest.size.min(verified.size));
     verified.given = heads.passed_given;
     (verified.heads, verified.signed, verified.seen, verified.fault) =
         (heads.passed, heads.newest, heads.seen, fault);
@@ -247,7 +271,7 @@ async fn one(
 
 /// A chunk of a log's entries from a number on, each judged by itself.
 async fn digested(reader: &Reader, log: &LogRow, from: u64) -> Result<Vec<Digested>, Error> {
-    let mut entries = reader.entries_of(&log.origin, from).await?;
+    let mut entries = reader.entries_of(&log.origin, from, CHUNK).await?;
     entries.retain(|entry| entry.index < log.size);
     let hashing = move || entries.iter().map(|entry| digest(entry, true)).collect();
     tokio::task::spawn_blocking(hashing).await.map_err(|lost| Error::Wait(lost.to_string()))
@@ -271,6 +295,7 @@ impl Across {
             faults.extend(self.retention.unsaid(&log.origin).map(|fault| (log.origin.clone(), fault)));
         }
         faults.extend(self.out_of_order());
+        faults.extend(self.kept_and_gone());
         for (origin, index, of_origin, of_index) in &self.foreign {
             // A log that a store lost entries of was succeeded, and its successor may speak of what is lost.
             let is_there = found.iter().any(|log| log.origin == *of_origin && *of_index < log.size)
@@ -290,6 +315,14 @@ impl Across {
                 faults.push((previous.clone(), Fault::of_log(what)));
             }
         }
+        for (previous, by) in followed {
+            let said = self.successions.iter().find(|(origin, _)| origin == by).map(|(_, said)| said);
+            let Some(log) = found.iter_mut().find(|log| log.origin == *previous) else { continue };
+            // Of another log than this one it says only where that ended.
+            let known = said.filter(|said| said["known"]["origin"].is_null());
+            let lost = known.and_then(|said| said["known"]["size"].as_u64()?.checked_sub(log.size));
+            log.followed = Some(Followed { by: by.clone(), lost });
+        }
         for (origin, fault) in faults {
             if let Some(log) = found.iter_mut().find(|log| log.origin == origin && log.fault.is_none()) {
                 log.fault = Some(fault);
@@ -299,14 +332,42 @@ impl Across {
 
     /// The changes of a target are 1, 2, 3, … over all logs.
     fn out_of_order(&mut self) -> Option<(String, Fault)> {
+        let names = &self.names;
         std::mem::take(&mut self.counted).into_iter().find_map(|(target, mut changes)| {
             changes.sort_unstable();
             let wrong = (1..).zip(&changes).find(|(expected, (seq, ..))| expected != seq);
-            wrong.map(|(expected, (seq, origin, index))| {
+            wrong.map(|(expected, (seq, (log, index)))| {
                 let what = format!("it is change {seq} of {target}, where change {expected} has to be");
-                (origin.clone(), Fault::at(*index, what))
+                (names[*log as usize].clone(), Fault::at(*index, what))
             })
         })
+    }
+
+    /// Retention keeps what was said of each target's newest applied change: by it drift is told.
+    fn kept_and_gone(&self) -> Vec<(String, Fault)> {
+        let lacks = |(origin, index): &&(String, u64)| {
+            let index = usize::try_from(*index).unwrap_or(usize::MAX);
+            self.lacking.get(origin).and_then(|log| log.get(index)).copied().unwrap_or(false)
+        };
+        let gone =
+            self.newest.iter().filter_map(|(target, (_, kept))| Some((target, kept.iter().find(lacks)?)));
+        let fault = |(target, (origin, index)): (&String, &(String, u64))| {
+            let what =
+                format!("its payload is missing; retention keeps that of the newest change of {target}");
+            (origin.clone(), Fault::at(*index, what))
+        };
+        gone.map(fault).collect()
+    }
+
+    /// An outcome or settlement says that a change of a target was applied.
+    fn applied(&mut self, target: String, seq: u64, by: (String, u64), of: (String, u64)) {
+        let newest = self.newest.entry(target).or_default();
+        if seq >= newest.0 {
+            // An outcome and a settlement of one change are both kept.
+            let mut kept = if seq == newest.0 { std::mem::take(&mut newest.1) } else { Vec::new() };
+            kept.extend([of, by]);
+            *newest = (seq, kept);
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod batch;
 mod heads;
+mod missing;
 mod opening;
 mod runs;
 mod targets;
@@ -35,7 +36,7 @@ use super::entry::{self, Unsealed};
 use super::{Outcome, OutcomeResult, Shared, Status};
 
 use batch::Log;
-pub(super) use opening::outside_head;
+pub(super) use missing::outside_head;
 pub(super) use tiles::catch_up;
 
 /// Groups in one batch at most.

@@ -13,6 +13,9 @@ use crate::app::Failure;
 use crate::config::Config;
 use crate::store::{Error, LogRow, Reader, StoredEntry};
 
+/// Entries that are read at once.
+const AT_ONCE: u32 = 1000;
+
 /// What `export` takes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -46,7 +49,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
 async fn one(reader: &Reader, log: &LogRow, from: u64, config: &Config) -> Result<u64, Failure> {
     let (mut next, mut written) = (from, 0);
     while next < log.size {
-        let entries = reader.entries_of(&log.origin, next).await;
+        let entries = reader.entries_of(&log.origin, next, AT_ONCE).await;
         let mut entries = entries.map_err(|error| store_failed(config, &error.to_string()))?;
         entries.retain(|entry| entry.index < log.size);
         let Some(last) = entries.last() else {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::out::{Progress, print};
+use super::out::{Progress, complain, print};
 use super::{MISCONFIGURED, UNABLE, WRONG};
 use crate::app::Failure;
 use crate::audit::checkpoint::{KeyKind, Note, Verifier};
@@ -122,8 +122,19 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     }
     // The heads that are kept beside the store and on other storage are more that the log has to begin with.
     let kept = [Some(store::head_path(&config.store, &config.data)), config.anchor.file.clone()];
-    let kept = kept.into_iter().flatten().filter_map(|path| std::fs::read_to_string(path).ok());
-    asked.kept.extend(kept.filter_map(|text| Note::read(&text).ok()));
+    let kept = kept.into_iter().flatten().filter(|path| path.exists());
+    let kept = kept.map(|path| (path.clone(), std::fs::read_to_string(path)));
+    for (path, text) in kept {
+        match text
+            .map_err(|error| error.to_string())
+            .and_then(|text| Note::read(&text).map_err(|doubt| doubt.to_string()))
+        {
+            Ok(note) => asked.kept.push(note),
+            Err(why) => {
+                complain(&format!("warning: {}: {why}; the log is not compared with it", path.display()));
+            }
+        }
+    }
     let mut progress = Progress::new("entries", total(config, asked.projection).await);
     let found = verify::run(&config.store, &asked, |read| progress.advance(read)).await;
     progress.end();
@@ -184,12 +195,24 @@ fn sound(log: &Verified, utc: bool) -> String {
                 0 => String::new(),
                 count => format!(", {count} of them kept outside the store"),
             };
+            let after = match log.unsigned {
+                0 => String::new(),
+                count => format!("; the {count} after it are signed by nobody yet"),
+            };
             format!(
-                "{} signed heads fit it{given}, the newest over {} entries, by {by}",
+                "{} signed heads fit it{given}, the newest over {} entries, by {by}{after}",
                 log.heads, signed.size
             )
         }
     };
+    let followed = log.followed.as_ref().map(|followed| {
+        let lost = match followed.lost {
+            Some(0) => "nothing of it is lost".to_owned(),
+            Some(count) => format!("{count} entries after its end are lost"),
+            None => "what came after its end is lost".to_owned(),
+        };
+        format!("       it has ended, and {} goes on: {lost}\n", followed.by)
+    });
     let seen = |seen: &Seen| {
         let at = Time(i64::try_from(seen.at).unwrap_or(0).saturating_mul(1_000_000));
         format!(
@@ -205,14 +228,16 @@ fn sound(log: &Verified, utc: bool) -> String {
         log.size,
         log.root,
         kinds.join(", "),
-        log.seen.iter().map(seen).collect::<String>()
+        log.seen.iter().map(seen).chain(followed).collect::<String>()
     )
 }
 
 /// What was shown, and on whose word.
 fn rests_on(found: &[Verified], asked: &Asked) -> &'static str {
-    let is_trusted = found.iter().all(|log| log.signed.as_ref().is_some_and(|signed| signed.is_trusted));
-    let is_seen = !asked.witnesses.is_empty() && found.iter().all(|log| !log.seen.is_empty());
+    // For one that has ended the one that follows speaks.
+    let mut open = found.iter().filter(|log| log.followed.is_none());
+    let is_trusted = open.clone().all(|log| log.signed.as_ref().is_some_and(|signed| signed.is_trusted));
+    let is_seen = !asked.witnesses.is_empty() && open.all(|log| !log.seen.is_empty());
     match (is_trusted, is_seen) {
         (true, true) => {
             "Nothing up to those heads was changed since the witnesses saw it; what came later rests on the key of the host alone.\n"
@@ -221,7 +246,7 @@ fn rests_on(found: &[Verified], asked: &Asked) -> &'static str {
             "Nothing up to the heads you gave was changed since they were kept; what came later rests on the key of the host alone.\n"
         }
         (true, false) => {
-            "Nothing was changed by anybody who does not have the log's key. Whoever has it could have written all of it anew: a head that was kept elsewhere (--checkpoint) or seen by a witness (--witness) would show that.\n"
+            "Nothing up to those heads was changed by anybody who does not have the log's key. Whoever has it could have written all of it anew: a head that was kept elsewhere (--checkpoint) or seen by a witness (--witness) would show that.\n"
         }
         (false, _) => {
             "Each log is consistent in itself. Whose it is rests on the store alone: give the key you were handed as --public-key.\n"
@@ -234,5 +259,6 @@ fn shown(log: &Verified) -> Value {
     let signed = log.signed.as_ref().map(|signed| json!({"size": signed.size, "trusted": signed.is_trusted}));
     let seen = |seen: &Seen| json!({"name": seen.name, "size": seen.size, "at": seen.at});
     json!({"origin": log.origin, "size": log.size, "root": log.root, "kinds": log.kinds, "pruned": log.pruned,
-        "heads": log.heads, "signed": signed, "seen": log.seen.iter().map(seen).collect::<Vec<_>>(), "fault": fault})
+        "heads": log.heads, "signed": signed, "unsigned": log.unsigned,
+        "followed": log.followed.as_ref().map(|followed| json!({"by": followed.by, "lost": followed.lost})), "seen": log.seen.iter().map(seen).collect::<Vec<_>>(), "fault": fault})
 }

@@ -328,7 +328,7 @@ impl Database {
         either!(self, database => database.add_signatures(origin, size, lines).await)
     }
 
-    /// Size and time of the heads that are older than this, and whether more than one signed them.
+    /// Size and time of the heads that are older than this, and whether somebody else signed them too.
     pub async fn checkpoints_before(
         &mut self,
         origin: &str,

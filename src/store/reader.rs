@@ -84,9 +84,9 @@ impl Reader {
         either!(self, reader => reader.change(id).await)
     }
 
-    /// How many rows the projection has.
-    pub async fn change_count(&self) -> Result<u64, Error> {
-        either!(self, reader => reader.change_count().await)
+    /// How many rows the projection has up to a row of the log.
+    pub async fn change_count(&self, upto: i64) -> Result<u64, Error> {
+        either!(self, reader => reader.change_count(upto).await)
     }
 
     /// The rows of the projection with that number, one a log.
@@ -94,9 +94,9 @@ impl Reader {
         either!(self, reader => reader.numbered(index).await)
     }
 
-    /// Entries of a log from a number on, at most 1 000.
-    pub async fn entries_of(&self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
-        either!(self, reader => reader.entries_of(origin, from).await)
+    /// Entries of a log from a number on, at most so many.
+    pub async fn entries_of(&self, origin: &str, from: u64, limit: u32) -> Result<Vec<StoredEntry>, Error> {
+        either!(self, reader => reader.entries_of(origin, from, limit).await)
     }
 
     /// A constant of every log that has it, with the log's origin.

@@ -144,6 +144,7 @@ async fn succeeded(gateway: &mut Gateway) -> Value {
     let previous = event["previous"].as_str().unwrap();
     let key = keys.lines().find(|key| key.starts_with(previous)).unwrap();
     eventually(|| gateway.cli(&["verify", "--public-key", key]).status.success()).await;
+    assert!(gateway.cli_ok(&["verify"]).contains("it has ended, and"), "verify says so too");
     event
 }
 

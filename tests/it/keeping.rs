@@ -394,6 +394,16 @@ async fn what_is_removed_without_retention_saying_so_is_found() {
     let young = "DELETE FROM payloads WHERE row = (SELECT MAX(row) FROM entries)";
     let refused = sqlx::raw_sql(young).execute(&mut connection).await.unwrap_err();
     assert!(refused.to_string().contains("only by retention"), "{refused}");
+    // What retention keeps of the newest change of an identity, the database alone cannot keep.
+    let newest = "CREATE TEMP TABLE kept AS SELECT * FROM payloads WHERE row = (SELECT MAX(row) FROM changes WHERE outcome = 'applied'); \
+                  DELETE FROM payloads WHERE row IN (SELECT row FROM kept)";
+    sqlx::raw_sql(newest).execute(&mut connection).await.unwrap();
+    let wrong = gateway.cli(&["verify"]);
+    let text = String::from_utf8_lossy(&wrong.stdout).into_owned();
+    assert!(
+        wrong.status.code() == Some(1) && text.contains("keeps that of the newest change of identity/"),
+        "{text}"
+    );
     let start = sqlx::raw_sql("DELETE FROM payloads WHERE row = 1").execute(&mut connection).await.unwrap();
     assert_eq!(start.rows_affected(), 1, "the database alone cannot know better");
     let wrong = gateway.cli(&["verify"]);

@@ -359,6 +359,14 @@ async fn keys_that_are_swapped_or_anothers_do_not_continue_the_log() {
     fs::write(data.join("fingerprint.key"), "5a".repeat(32)).unwrap();
     assert_gives_up(folder.path(), &store, &["patchwarden.db", "made with another key"]).await;
     fs::write(data.join("fingerprint.key"), fingerprint).unwrap();
+    // The head beside the store may be all that tells of a loss: one that says nothing is not passed over.
+    let (beside, foreign) = (data.join("patchwarden.db.head"), other.path().join("data/patchwarden.db.head"));
+    let head = fs::read(&beside).unwrap();
+    for wrong in [b"no head\n".to_vec(), fs::read(foreign).unwrap()] {
+        fs::write(&beside, wrong).unwrap();
+        assert_gives_up(folder.path(), &store, &["patchwarden.db.head", "or remove it"]).await;
+    }
+    fs::write(&beside, head).unwrap();
     let mut gateway = Gateway::before("http://127.0.0.1:9").folder(folder.path()).start().await;
     assert!(gateway.terminate().await.success());
 }

@@ -7,7 +7,10 @@ use serde_json::json;
 
 use crate::support::gateway::Gateway;
 use crate::support::upstream::Upstream;
-use crate::support::{IDENTITY, good_attach, good_patch, jwt_auth_path};
+use crate::support::{IDENTITY, eventually, good_attach, good_patch, jwt_auth_path};
+
+/// The key of a witness that has seen nothing.
+const WITNESS: &str = "witness.example+0080fed4+BAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f";
 
 /// A stopped gateway whose log has some changes.
 async fn history() -> Gateway {
@@ -196,11 +199,9 @@ async fn a_log_that_was_rolled_back_or_forked_is_found_by_a_head_that_was_kept()
     assert_eq!(gateway.cli(&["verify", "--checkpoint", &kept]).status.code(), Some(2));
     let output = gateway.cli(&["verify", "--require-anchor", "24h"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("--witness KEY"), "{output:?}");
-    let witness = "witness.example+4ec4f2c9+BFzB5Ls3LyfyIiRuL2lzSVkYlqtDP6zAEzKvZqlVF2mN";
-    assert_eq!(
-        gateway.cli(&["verify", "--require-anchor", "24h", "--witness", witness]).status.code(),
-        Some(2)
-    );
+    let output = gateway.cli(&["verify", "--require-anchor", "24h", "--witness", WITNESS]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("none of the witnesses"), "{said}");
 }
 
 #[tokio::test]
@@ -219,6 +220,11 @@ async fn a_projection_that_says_something_else_than_the_entries_is_found() {
             "entry 5: the projection holds another values",
         ),
         ("DELETE FROM changes WHERE seq = 1", "entry 1: the projection does not hold it"),
+        (
+            "INSERT INTO changes SELECT 1, kind, idx, 'made-up', at, target, seq, operation, caller, decision, would, outcome, \
+             settled, warned, rules, pointers, search, outcome_row, settlement_row, origin FROM changes WHERE seq = 1",
+            "has 4 rows for 3 changes",
+        ),
     ] {
         let gateway = history().await;
         tamper(&gateway, text).await;
@@ -246,6 +252,9 @@ async fn an_export_tells_the_same_story_to_whoever_has_no_store() {
     };
     let (code, said) = verify(&text);
     assert!(code == Some(0) && said.contains("8 entries") && said.contains("by a key you trust"), "{said}");
+    let args = ["--witness", WITNESS, "--require-anchor", "24h", "--checkpoint", &head, "--public-key", &key];
+    let output = gateway.cli(&[&["verify", &path], &args[..]].concat());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("none of the witnesses"), "{output:?}");
     let lines: Vec<&str> = text.lines().collect();
     let without = |gone: usize| {
         let left = lines.iter().enumerate().filter(|(place, _)| *place != gone);
@@ -296,6 +305,12 @@ async fn a_tile_that_does_not_hold_its_entries_is_found_and_proofs_do_not_need_i
     assert!(output.status.code() == Some(1) && said.contains("tile 0 of level 0"), "{said}");
     // A proof that rests on it proves nothing; without it the entries themselves are asked, and at the next start it is made.
     proved(&gateway, 1);
+    // One that is none at all is as good as missing.
+    tamper(&gateway, "PRAGMA ignore_check_constraints = ON; UPDATE tiles SET hashes = x''").await;
+    let output = gateway.cli(&["verify"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("tile 0 of level 0"), "{said}");
+    proved(&gateway, 0);
     tamper(&gateway, "DELETE FROM tiles").await;
     gateway.cli_ok(&["verify"]);
     proved(&gateway, 0);
@@ -328,4 +343,30 @@ async fn a_gateway_that_starts_on_an_altered_log_serves_and_says_so() {
     let mut whole = history().await;
     whole.restart().await;
     assert!(whole.wait_for_event("log_verified").await["entries"].as_u64() >= Some(8));
+}
+
+#[tokio::test]
+async fn what_was_written_long_after_the_newest_signed_head_is_not_believed() {
+    let upstream = Upstream::start();
+    upstream.attach(IDENTITY, &good_attach());
+    let mut gateway = Gateway::before(&upstream.url()).start().await;
+    let body = |ttl: u64| good_patch(&json!({"accessTokenTTL": ttl}));
+    assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &body(1000)).await.status, 200);
+    let head = gateway.data().join("patchwarden.db.head");
+    eventually(|| head.exists()).await;
+    assert_eq!(gateway.patch(&jwt_auth_path(IDENTITY), &body(2000)).await.status, 200);
+    gateway.terminate().await;
+    // The times in the entries are what counts.
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    gateway.restart().await;
+    gateway.terminate().await;
+    let key = gateway.cli_ok(&["keys", "show"]).trim().to_owned();
+    gateway.cli_ok(&["verify", "--public-key", &key]);
+    std::fs::remove_file(&head).unwrap();
+    tamper(&gateway, "DELETE FROM checkpoints WHERE size > (SELECT MIN(size) FROM checkpoints)").await;
+    let told = gateway.cli_ok(&["verify"]);
+    assert!(told.contains("are signed by nobody yet"), "{told}");
+    let output = gateway.cli(&["verify", "--public-key", &key]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("what follows are signed by nobody"), "{said}");
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::super::checkpoint::Note;
 use super::super::evidence::{KeyChange, followed, under};
+use super::heads::{look_for_witnesses, unseen};
 use super::story::{Story, digest};
 use super::{Across, Asked, Fault, Signed, Verified};
 use crate::json;
@@ -50,13 +51,14 @@ pub fn export(
         let line = line.map_err(|error| format!("line {number}: {error}"))?;
         let entry = json::own::<Line>(line.as_bytes()).map_err(|error| format!("line {number}: {error}"))?;
         let place = *places.entry(entry.origin.clone()).or_insert_with(|| {
-            logs.push((entry.origin.clone(), Log::new(&entry.origin, asked)));
+            logs.push((entry.origin.clone(), Log::new(&entry.origin, asked, &mut across)));
             logs.len() - 1
         });
         logs[place].1.take(entry, &mut across);
         read(1);
     }
-    let mut found: Vec<Verified> = logs.into_iter().map(|(origin, log)| log.end(&origin, asked)).collect();
+    let mut found: Vec<Verified> =
+        logs.into_iter().map(|(origin, log)| log.end(&origin, asked, &mut across)).collect();
     let previous = |(origin, said): &(String, serde_json::Value)| {
         Some((said["previous"].as_str()?.to_owned(), origin.clone()))
     };
@@ -67,9 +69,9 @@ pub fn export(
 }
 
 impl Log {
-    fn new(origin: &str, asked: &Asked) -> Self {
+    fn new(origin: &str, asked: &Asked, across: &mut Across) -> Self {
         let heads = asked.heads.iter().filter(|head| head.checkpoint.origin == origin).cloned().collect();
-        Self { story: Story::new(origin), heads, passed: Vec::new(), keys: Vec::new(), fault: None }
+        Self { story: Story::new(origin, across), heads, passed: Vec::new(), keys: Vec::new(), fault: None }
     }
 
     fn take(&mut self, line: Line, across: &mut Across) {
@@ -114,11 +116,13 @@ impl Log {
         }
     }
 
-    fn end(mut self, origin: &str, asked: &Asked) -> Verified {
+    fn end(mut self, origin: &str, asked: &Asked, across: &mut Across) -> Verified {
         let trusted = followed(&under(origin, &asked.keys), &self.keys);
         let size = self.story.size();
-        let mut signed = None;
+        let (mut signed, mut seen) = (None, Vec::new());
         for head in &self.passed {
+            let witnessed = look_for_witnesses(head, &asked.witnesses, &mut seen);
+            self.fault = self.fault.or(witnessed.err());
             match head.signed_by(&trusted) {
                 Ok(()) => signed = signed.max(Some(head.checkpoint.size)),
                 Err(doubt) => {
@@ -131,8 +135,11 @@ impl Log {
             let what = format!("it is missing: a head of {beyond} entries was signed");
             self.fault = self.fault.or(Some(Fault::at(size, what)));
         }
+        self.fault = self.fault.or_else(|| unseen(&seen, asked));
         let passed = self.passed.len() as u64;
+        let unsigned = size - signed.unwrap_or(0);
         let signed = signed.map(|size| Signed { size, is_trusted: true });
-        Verified { heads: passed, given: passed, signed, fault: self.fault, ..self.story.verified() }
+        let story = self.story.verified(across);
+        Verified { heads: passed, given: passed, signed, unsigned, seen, fault: self.fault, ..story }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::super::checkpoint::{Doubt, Note, Verifier};
+use super::super::checkpoint::{Note, Verifier};
 use super::super::evidence::{KeyChange, followed, key_changes_of, under};
 use super::super::tree::Frontier;
 use super::{Asked, Fault, Seen, Signed};
@@ -14,6 +14,8 @@ use crate::store::{Error, LogKey, LogRow, Reader};
 
 /// Heads that are read at once.
 const HEADS: u32 = 1000;
+/// Heads are signed every second, so a run that was killed leaves less than this unsigned. In microseconds.
+const UNSIGNED: i64 = 10_000_000;
 
 pub(super) struct Heads<'a> {
     reader: &'a Reader,
@@ -35,6 +37,8 @@ pub(super) struct Heads<'a> {
     pub(super) passed_given: u64,
     pub(super) newest: Option<Signed>,
     pub(super) seen: Vec<Seen>,
+    /// Times of the first and the last entry after the newest head.
+    unsigned: Option<(i64, i64)>,
 }
 
 impl<'a> Heads<'a> {
@@ -65,6 +69,7 @@ impl<'a> Heads<'a> {
             passed_given: 0,
             newest: None,
             seen: Vec::new(),
+            unsigned: None,
         };
         let unreadable = heads.refill().await?;
         heads.wrong = heads.wrong.or(unreadable);
@@ -115,6 +120,11 @@ impl<'a> Heads<'a> {
         Ok(None)
     }
 
+    /// An entry of that time goes by.
+    pub(super) fn met(&mut self, at: i64) {
+        self.unsigned = Some((self.unsigned.map_or(at, |(first, _)| first), at));
+    }
+
     fn compare(&mut self, head: &Note, tree: &Frontier) -> Option<Fault> {
         let size = head.checkpoint.size;
         let keys = [&self.trusted[..], &self.known[..]].concat();
@@ -124,22 +134,14 @@ impl<'a> Heads<'a> {
         if head.checkpoint != tree.of_log(&self.origin) {
             return Some(super::not_the_head(size));
         }
-        for witness in &self.witnesses {
-            match head.witnessed_by(witness) {
-                Ok(None) => {}
-                Ok(Some(at)) => {
-                    self.seen.retain(|seen| seen.name != witness.name || seen.at > at);
-                    if !self.seen.iter().any(|seen| seen.name == witness.name) {
-                        self.seen.push(Seen { name: witness.name.clone(), size, at });
-                    }
-                }
-                Err(doubt @ (Doubt::Forged(_) | Doubt::Unsigned(_) | Doubt::Malformed(_))) => {
-                    return Some(of_head(size, &doubt.to_string()));
-                }
-            }
+        if let Err(fault) = look_for_witnesses(head, &self.witnesses, &mut self.seen) {
+            return Some(fault);
         }
         self.passed += 1;
         let is_trusted = head.signed_by(&self.trusted).is_ok();
+        if is_trusted {
+            self.unsigned = None;
+        }
         if self.newest.as_ref().is_none_or(|newest| newest.size <= size) {
             self.newest = Some(Signed { size, is_trusted });
         }
@@ -154,22 +156,54 @@ impl<'a> Heads<'a> {
             let what = format!("it is missing, with {more} more: a head of {size} entries was signed");
             return Some(Fault::at(tree.size(), what));
         }
+        // Nobody signs a log any more that another one follows; that one says where it ended.
+        if is_closed {
+            return None;
+        }
         if !self.trusted.is_empty() && !self.newest.as_ref().is_some_and(|newest| newest.is_trusted) {
             let what = "its newest head is signed by none of the keys that were given, nor by one that followed them";
             return Some(Fault::of_log(what));
         }
-        // Nobody signs a log any more that another one follows.
-        let (limit, now) = (asked.anchor.filter(|_| !is_closed)?, asked.now?);
-        let newest = self.seen.iter().map(|seen| seen.at).max();
-        let age = newest.map(|at| u64::try_from(now.0 / 1_000_000).unwrap_or(0).saturating_sub(at));
-        match age {
-            Some(age) if age <= limit.as_secs() => None,
-            Some(age) => Some(Fault::of_log(format!(
-                "a witness saw it last {age} s ago, longer than the {} s that are asked for",
-                limit.as_secs()
-            ))),
-            None => Some(Fault::of_log("none of the witnesses that are trusted has seen it")),
+        let spans = self.unsigned.filter(|_| !self.trusted.is_empty());
+        if spans.is_some_and(|(first, last)| last - first > UNSIGNED) {
+            let signed = self.newest.as_ref().map_or(0, |newest| newest.size);
+            let what = "it and what follows are signed by nobody, though a head is signed every second";
+            return Some(Fault::at(signed, what));
         }
+        unseen(&self.seen, asked)
+    }
+}
+
+/// Notes which witnesses signed a head, and when.
+pub(super) fn look_for_witnesses(
+    head: &Note,
+    witnesses: &[Verifier],
+    seen: &mut Vec<Seen>,
+) -> Result<(), Fault> {
+    let size = head.checkpoint.size;
+    for witness in witnesses {
+        let at = head.witnessed_by(witness).map_err(|doubt| of_head(size, &doubt.to_string()))?;
+        let Some(at) = at else { continue };
+        seen.retain(|seen| seen.name != witness.name || seen.at > at);
+        if !seen.iter().any(|seen| seen.name == witness.name) {
+            seen.push(Seen { name: witness.name.clone(), size, at });
+        }
+    }
+    Ok(())
+}
+
+/// Whether no witness has seen the log as lately as it is asked for.
+pub(super) fn unseen(seen: &[Seen], asked: &Asked) -> Option<Fault> {
+    let (limit, now) = (asked.anchor?, asked.now?);
+    let newest = seen.iter().map(|seen| seen.at).max();
+    let age = newest.map(|at| u64::try_from(now.0 / 1_000_000).unwrap_or(0).saturating_sub(at));
+    match age {
+        Some(age) if age <= limit.as_secs() => None,
+        Some(age) => Some(Fault::of_log(format!(
+            "a witness saw it last {age} s ago, longer than the {} s that are asked for",
+            limit.as_secs()
+        ))),
+        None => Some(Fault::of_log("none of the witnesses that are trusted has seen it")),
     }
 }
 

@@ -11,6 +11,8 @@ use super::{Fault, Verified};
 use crate::store::{ChangeRow, ChangeUpdate, Error, Reader};
 
 const AT_ONCE: usize = 500;
+/// How often a row is looked at again that may have changed meanwhile.
+const TRIES: usize = 5;
 
 type Place = (String, u64);
 
@@ -20,6 +22,8 @@ struct Derived {
     /// For attempts of logs that are yet to be read.
     early: HashMap<Place, Vec<ChangeUpdate>>,
     count: u64,
+    /// The last row of any entry that was read.
+    last: i64,
 }
 
 /// Compares all of it. What differs is a fault of the log the change is in.
@@ -33,9 +37,11 @@ pub(super) async fn compare(
         let (origin, size) = (found[place].origin.clone(), found[place].size);
         let mut next = 0;
         while next < size {
-            let entries = reader.entries_of(&origin, next).await?;
+            let entries = reader.entries_of(&origin, next, super::CHUNK).await?;
             let Some(last) = entries.last() else { break };
             next = last.index + 1;
+            let read_rows = entries.iter().filter(|entry| entry.index < size).map(|entry| entry.row);
+            derived.last = read_rows.max().unwrap_or(0).max(derived.last);
             for entry in entries.iter().filter(|entry| entry.index < size) {
                 if let Some(projected) = projected(entry.row, entry) {
                     derived.take(projected, entry.body.is_none());
@@ -48,9 +54,15 @@ pub(super) async fn compare(
         }
     }
     derived.flush(reader, found, true).await?;
-    let stored = reader.change_count().await?;
-    // What was appended meanwhile makes it more, never fewer.
-    if stored < derived.count
+    let stored = reader.change_count(derived.last).await?;
+    // Where several gateways write, a row of meanwhile may have a lower number.
+    let has_grown = async || {
+        let now = reader.logs().await?;
+        Ok::<_, Error>(
+            now.iter().any(|now| found.iter().all(|log| log.origin != now.origin || log.size < now.size)),
+        )
+    };
+    if (stored < derived.count || (stored > derived.count && !has_grown().await?))
         && let Some(log) = found.first_mut().filter(|log| log.fault.is_none())
     {
         log.fault =
@@ -96,13 +108,11 @@ impl Derived {
             let stored: HashMap<i64, ChangeRow> =
                 reader.changes_at(&numbers).await?.into_iter().map(|row| (row.row, row)).collect();
             for (row, is_pruned) in rows {
-                let what = match stored.get(&row.row) {
-                    None => "the projection does not hold it".to_owned(),
-                    Some(stored) => match differing(&row, stored, is_pruned) {
-                        None => continue,
-                        Some(column) => format!("the projection holds another {column} of it"),
-                    },
-                };
+                if wrong(&row, stored.get(&row.row), is_pruned).is_none() {
+                    continue;
+                }
+                // It may have gone on, or been pruned, while the rest was read.
+                let Some(what) = looked_again(reader, &row).await? else { continue };
                 let log = found.iter_mut().find(|log| log.origin == row.origin && log.fault.is_none());
                 if let Some(log) = log {
                     log.fault =
@@ -112,6 +122,35 @@ impl Derived {
         }
         Ok(())
     }
+}
+
+fn wrong(row: &ChangeRow, stored: Option<&ChangeRow>, is_pruned: bool) -> Option<String> {
+    let Some(stored) = stored else { return Some("the projection does not hold it".to_owned()) };
+    differing(row, stored, is_pruned).map(|column| format!("the projection holds another {column} of it"))
+}
+
+/// Derives one row from what its entries say now, and compares it with the stored one of then; some times.
+async fn looked_again(reader: &Reader, row: &ChangeRow) -> Result<Option<String>, Error> {
+    let mut what = None;
+    for _ in 0..TRIES {
+        let of = (row.origin.as_str(), row.index);
+        let Some(attempt) = reader.entry(of.0, of.1).await? else { break };
+        let mut is_pruned = attempt.body.is_none();
+        let Some(Projected::Row(mut fresh)) = projected(attempt.row, &attempt) else { break };
+        for kind in ["outcome", "settlement"] {
+            let Some(entry) = reader.entry_of(of, kind).await? else { continue };
+            is_pruned |= entry.body.is_none();
+            if let Some(Projected::Update(update)) = projected(entry.row, &entry) {
+                lay(&mut fresh, *update);
+            }
+        }
+        let stored = reader.changes_at(&[row.row]).await?.pop();
+        what = wrong(&fresh, stored.as_ref(), is_pruned);
+        if what.is_none() {
+            break;
+        }
+    }
+    Ok(what)
 }
 
 /// What the store does with an update.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::super::entry::payload_digest;
-use super::super::tree::{Frontier, Hash, TILE, leaf, tile_root};
+use super::super::tree::{Frontier, Hash, TILE, leaf, read_tile, tile_root};
 use super::{Across, Fault, Verified};
 use crate::id::EntryRef;
 use crate::json;
@@ -28,6 +28,7 @@ struct Envelope {
     operation: Option<String>,
     target: Option<String>,
     seq: Option<u64>,
+    result: Option<String>,
     payload: String,
 }
 
@@ -39,6 +40,8 @@ pub(super) struct Digested {
     of: Option<(String, u64)>,
     at: i64,
     change: Option<(String, u64)>,
+    /// The same of an outcome or a settlement that says it was applied.
+    applied: Option<(String, u64)>,
     has_payload: bool,
     /// The payload of an entry that others are judged by.
     said: Option<(String, Value)>,
@@ -54,6 +57,7 @@ pub(super) fn digest(entry: &StoredEntry, has_row: bool) -> Digested {
         of: entry.of.clone(),
         at: 0,
         change: None,
+        applied: None,
         has_payload: entry.body.is_some() && entry.salt.is_some(),
         said: None,
         wrong: None,
@@ -66,6 +70,11 @@ pub(super) fn digest(entry: &StoredEntry, has_row: bool) -> Digested {
 }
 
 impl Digested {
+    /// When, in microseconds.
+    pub(super) fn at(&self) -> i64 {
+        self.at
+    }
+
     fn compare(&mut self, entry: &StoredEntry, envelope: Envelope, has_row: bool) {
         let of = envelope.of.map(|of| (of.origin, of.index));
         self.at = envelope.at;
@@ -85,8 +94,13 @@ impl Digested {
             None
         };
         self.of = of;
-        if entry.kind == "attempt" {
-            self.change = envelope.target.zip(envelope.seq);
+        let change = envelope.target.zip(envelope.seq);
+        match &*entry.kind {
+            "attempt" => self.change = change,
+            "outcome" | "settlement" if envelope.result.as_deref() == Some("applied") => {
+                self.applied = change;
+            }
+            _ => {}
         }
         if let Some(name @ ("lifecycle.prune" | "lifecycle.succession")) = envelope.operation.as_deref() {
             let said = entry.body.as_deref().and_then(|body| json::own(body).ok());
@@ -98,6 +112,10 @@ impl Digested {
 /// One log, as far as it was read.
 pub(super) struct Story {
     origin: String,
+    /// The log as a number.
+    number: u32,
+    /// Which entries lack their payload.
+    lacking: Vec<bool>,
     pub(super) tree: Frontier,
     last_at: i64,
     kinds: BTreeMap<String, u64>,
@@ -108,9 +126,12 @@ pub(super) struct Story {
 }
 
 impl Story {
-    pub(super) fn new(origin: &str) -> Self {
+    pub(super) fn new(origin: &str, across: &mut Across) -> Self {
+        across.names.push(origin.to_owned());
         Self {
             origin: origin.to_owned(),
+            number: u32::try_from(across.names.len() - 1).unwrap_or(u32::MAX),
+            lacking: Vec::new(),
             tree: Frontier::default(),
             last_at: 0,
             kinds: BTreeMap::new(),
@@ -136,6 +157,9 @@ impl Story {
             return Err("its time is not after that of the entry before".to_owned());
         }
         self.last_at = entry.at;
+        if let (Some((target, seq)), Some(of)) = (entry.applied, &entry.of) {
+            across.applied(target, seq, (self.origin.clone(), entry.index), of.clone());
+        }
         match entry.of {
             Some((origin, index)) if origin == self.origin && index >= entry.index => {
                 return Err("it speaks of an entry that came later".to_owned());
@@ -145,6 +169,7 @@ impl Story {
             }
             _ => {}
         }
+        self.lacking.push(!entry.has_payload);
         if !entry.has_payload {
             if !across.retention.may_lack(&self.origin, &entry.kind, entry.index) {
                 return Err("its payload is missing".to_owned());
@@ -153,7 +178,7 @@ impl Story {
             across.retention.lacks(&self.origin, entry.index);
         }
         if let Some((target, seq)) = entry.change {
-            across.counted.entry(target).or_default().push((seq, self.origin.clone(), entry.index));
+            across.counted.entry(target).or_default().push((seq, (self.number, entry.index)));
         }
         match entry.said {
             Some((name, said)) if name == "lifecycle.prune" => across.retention.hear(&said),
@@ -194,7 +219,7 @@ impl Story {
                     reader.tiles(&self.origin, level, from..count.min(from + TILES)).await?
                 {
                     let root = usize::try_from(number).ok().and_then(|number| roots.get(number));
-                    if root != Some(&tile_root(bytes.as_chunks::<32>().0)) {
+                    if root.copied() != read_tile(&bytes).map(tile_root) || root.is_none() {
                         let what = format!(
                             "tile {number} of level {level} does not hold the hashes its entries give"
                         );
@@ -206,7 +231,10 @@ impl Story {
         Ok(None)
     }
 
-    pub(super) fn verified(self) -> Verified {
+    pub(super) fn verified(mut self, across: &mut Across) -> Verified {
+        if self.pruned > 0 {
+            across.lacking.insert(self.origin.clone(), std::mem::take(&mut self.lacking));
+        }
         Verified {
             size: self.size(),
             root: hex::encode(self.tree.root()),

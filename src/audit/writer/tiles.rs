@@ -5,7 +5,7 @@
 
 use crate::store::{self, Database};
 
-use super::super::tree::{Hash, TILE, TileId, leaf, tile_root};
+use super::super::tree::{Hash, TILE, TileId, leaf, read_tile, tile_root};
 
 /// Tiles made in one transaction where they are missing.
 const AT_ONCE: u64 = 64;
@@ -26,7 +26,7 @@ pub(super) async fn keep(
         }
         let above = id.above();
         let below = database.tiles(origin, id.level, above.number * TILE..(above.number + 1) * TILE).await?;
-        hashes = below.iter().map(|(_, bytes)| tile_root(bytes.as_chunks::<32>().0)).collect();
+        hashes = below.iter().filter_map(|(_, bytes)| read_tile(bytes).map(tile_root)).collect();
         id = above;
     }
 }

@@ -51,6 +51,11 @@ fn exported(path: &Path, file: impl BufRead, args: &Args, asked: &Asked) -> Resu
 
 fn proof(path: &Path, args: &Args, asked: &Asked) -> Result<u8, Failure> {
     let Asked { keys: trusted, witnesses, .. } = asked;
+    if asked.anchor.is_some() || !asked.heads.is_empty() {
+        let message =
+            "--checkpoint and --require-anchor are about a log, and this is the proof of one change";
+        return Err(Failure { code: MISCONFIGURED, message: message.to_owned() });
+    }
     if trusted.is_empty() {
         let message = "a proof is only as good as the key it is checked with: give the log's as --public-key, from somebody you trust; `patchwarden keys show` prints it";
         return Err(Failure { code: MISCONFIGURED, message: message.to_owned() });

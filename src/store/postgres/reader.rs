@@ -161,9 +161,9 @@ impl Reader {
         Ok(changes(&self.rows(text.build()).await?)?.pop())
     }
 
-    /// How many rows the projection has.
-    pub async fn change_count(&self) -> Result<u64, Error> {
-        let row = self.row(sqlx::query("SELECT COUNT(*) FROM changes")).await?;
+    /// How many rows the projection has up to a row of the log.
+    pub async fn change_count(&self, upto: i64) -> Result<u64, Error> {
+        let row = self.row(sqlx::query("SELECT COUNT(*) FROM changes WHERE row <= $1").bind(upto)).await?;
         let count = row.map(|row| row.try_get(0)).transpose().map_err(|error| inside(&error))?;
         Ok(unsigned(count.unwrap_or(0)))
     }
@@ -186,10 +186,12 @@ impl Reader {
         changes(&self.rows(text.build()).await?)
     }
 
-    /// Entries of a log from a number on, at most 1 000.
-    pub async fn entries_of(&self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
-        let text = format!("{ENTRY} WHERE e.origin = $1 AND e.idx >= $2 ORDER BY e.idx LIMIT 1000");
-        let found = self.rows(sqlx::query(AssertSqlSafe(text)).bind(origin).bind(signed(from))).await?;
+    /// Entries of a log from a number on, at most so many.
+    pub async fn entries_of(&self, origin: &str, from: u64, limit: u32) -> Result<Vec<StoredEntry>, Error> {
+        let text = format!("{ENTRY} WHERE e.origin = $1 AND e.idx >= $2 ORDER BY e.idx LIMIT $3");
+        let found = self
+            .rows(sqlx::query(AssertSqlSafe(text)).bind(origin).bind(signed(from)).bind(i64::from(limit)))
+            .await?;
         found.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
@@ -245,7 +247,7 @@ impl Reader {
     pub async fn newest_stated(&self, targets: &[String]) -> Result<Vec<i64>, Error> {
         let query = sqlx::query(
             "SELECT DISTINCT ON (target, kind) row FROM changes WHERE target = ANY($1) AND (kind = 'drift' \
-             OR (seq IS NOT NULL AND (outcome = 'applied' OR settled = 'applied'))) ORDER BY target, kind, at DESC, id DESC",
+             OR (seq IS NOT NULL AND (outcome = 'applied' OR settled = 'applied'))) ORDER BY target, kind, seq DESC, at DESC, id DESC",
         );
         let found = self.rows(query.bind(targets)).await?;
         let read = |row: &PgRow| row.try_get(0);

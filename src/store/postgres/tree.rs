@@ -69,14 +69,14 @@ impl Database {
         self.run(put.bind(lines).bind(origin).bind(signed(size))).await.map(drop)
     }
 
-    /// Size and time of the heads that are older than this, and whether more than one signed them.
+    /// Size and time of the heads that are older than this, and whether somebody else signed them too.
     pub async fn checkpoints_before(
         &mut self,
         origin: &str,
         at: i64,
     ) -> Result<Vec<(u64, i64, bool)>, Error> {
         let rows = sqlx::query_as(
-            "SELECT size, at, position(E'\\n' in signatures) < length(signatures) FROM checkpoints WHERE origin = $1 AND at < $2 ORDER BY size",
+            "SELECT size, at, position('— ' in replace(signatures, '— ' || origin || ' ', '')) > 0 FROM checkpoints WHERE origin = $1 AND at < $2 ORDER BY size",
         );
         let rows: Vec<(i64, i64, bool)> = self.all(rows.bind(origin).bind(at)).await?;
         Ok(rows.into_iter().map(|(size, at, more)| (unsigned(size), at, more)).collect())

@@ -157,9 +157,10 @@ impl Reader {
         row.and_then(|row| row.as_ref().map(change).transpose()).map_err(|error| inside(&error))
     }
 
-    /// How many rows the projection has.
-    pub async fn change_count(&self) -> Result<u64, Error> {
-        let count = sqlx::query_scalar("SELECT COUNT(*) FROM changes").fetch_one(&self.0).await;
+    /// How many rows the projection has up to a row of the log.
+    pub async fn change_count(&self, upto: i64) -> Result<u64, Error> {
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM changes WHERE row <= ?").bind(upto);
+        let count = count.fetch_one(&self.0).await;
         count.map(unsigned).map_err(|error| inside(&error))
     }
 
@@ -179,10 +180,10 @@ impl Reader {
         Ok(found)
     }
 
-    /// Entries of a log from a number on, at most 1 000.
-    pub async fn entries_of(&self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
-        let text = format!("{ENTRY} WHERE e.origin = ? AND e.idx >= ? ORDER BY e.idx LIMIT 1000");
-        let rows = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(from));
+    /// Entries of a log from a number on, at most so many.
+    pub async fn entries_of(&self, origin: &str, from: u64, limit: u32) -> Result<Vec<StoredEntry>, Error> {
+        let text = format!("{ENTRY} WHERE e.origin = ? AND e.idx >= ? ORDER BY e.idx LIMIT ?");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(from)).bind(limit);
         let rows = rows.fetch_all(&self.0).await.map_err(|error| inside(&error))?;
         rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
@@ -244,7 +245,7 @@ impl Reader {
         for target in targets {
             for text in [
                 "SELECT row FROM changes WHERE target = ? AND seq IS NOT NULL AND (outcome = 'applied' OR settled = 'applied') \
-                 ORDER BY at DESC, id DESC LIMIT 1",
+                 ORDER BY seq DESC LIMIT 1",
                 "SELECT row FROM changes WHERE target = ? AND kind = 'drift' ORDER BY at DESC, id DESC LIMIT 1",
             ] {
                 let row = sqlx::query_scalar::<_, i64>(text).bind(target).fetch_optional(&self.0).await;

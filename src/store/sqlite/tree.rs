@@ -67,14 +67,14 @@ impl Database {
         put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
     }
 
-    /// Size and time of the heads that are older than this, and whether more than one signed them.
+    /// Size and time of the heads that are older than this, and whether somebody else signed them too.
     pub async fn checkpoints_before(
         &mut self,
         origin: &str,
         at: i64,
     ) -> Result<Vec<(u64, i64, bool)>, Error> {
         let rows = sqlx::query_as::<_, (i64, i64, bool)>(
-            "SELECT size, at, instr(signatures, char(10)) < length(signatures) FROM checkpoints WHERE origin = ? AND at < ? ORDER BY size",
+            "SELECT size, at, instr(replace(signatures, '— ' || origin || ' ', ''), '— ') > 0 FROM checkpoints WHERE origin = ? AND at < ? ORDER BY size",
         );
         let rows = rows.bind(origin).bind(at).fetch_all(&mut self.connection).await;
         Ok(rows
