@@ -14,6 +14,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 use super::{MISCONFIGURED, UNABLE, WRONG};
@@ -39,7 +40,14 @@ pub(super) async fn ask(
         Err(error) if no_gateway(error.kind()) => return Ok(None),
         Err(error) => return Err(failed(error.to_string())),
     };
-    let (status, bytes) = tokio::time::timeout(PATIENCE, exchange(stream, method, path, body))
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "patchwarden")
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default())))
+        .map_err(|error| failed(error.to_string()))?;
+    let (status, bytes) = tokio::time::timeout(PATIENCE, exchange(stream, request, MAX_ANSWER))
         .await
         .map_err(|_late| failed("the gateway does not answer".to_owned()))?
         .map_err(|error| failed(format!("{error:#}")))?;
@@ -61,24 +69,20 @@ fn no_gateway(error: ErrorKind) -> bool {
     matches!(error, ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::InvalidInput)
 }
 
-async fn exchange(
-    stream: UnixStream,
-    method: Method,
-    path: &str,
-    body: Option<&Value>,
-) -> anyhow::Result<(StatusCode, Bytes)> {
+/// One request and its whole answer over a connection of its own; `limit` bounds the answer's body.
+pub(super) async fn exchange<S>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+    limit: usize,
+) -> anyhow::Result<(StatusCode, Bytes)>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let body = Full::new(Bytes::from(body.map(Value::to_string).unwrap_or_default()));
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(HOST, "patchwarden")
-        .header(CONTENT_TYPE, "application/json")
-        .body(body)?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = Limited::new(response.into_body(), limit).collect().await;
         Ok((status, body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes()))
     };
     tokio::select! {

@@ -12,17 +12,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::HOST;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use rustls::DigitallySignedStruct;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::ask::exchange;
 use super::{UNABLE, WRONG, out};
 use crate::app::Failure;
 use crate::config::Config;
@@ -82,12 +80,13 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 async fn ask(config: &Config, address: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    let request = Request::get(path).header(HOST, address.to_string()).body(Full::default())?;
     let Some(file) = &config.admin.cert_file else {
-        return exchange(TcpStream::connect(address).await?, address, path).await;
+        return exchange(TcpStream::connect(address).await?, request, MAX_ANSWER).await;
     };
     // Where the gateway is at home: no certificate in between, which may just be in the middle of its renewal.
     if let Ok(stream) = UnixStream::connect(config.data.join("admin.sock")).await {
-        return exchange(stream, address, path).await;
+        return exchange(stream, request, MAX_ANSWER).await;
     }
     let stream = TcpStream::connect(address).await?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -100,26 +99,7 @@ async fn ask(config: &Config, address: SocketAddr, path: &str) -> anyhow::Result
         .with_no_client_auth();
     let name = ServerName::IpAddress(address.ip().into());
     let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await?;
-    exchange(stream, address, path).await
-}
-
-async fn exchange<S>(stream: S, address: SocketAddr, path: &str) -> anyhow::Result<(StatusCode, Bytes)>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path).header(HOST, address.to_string()).body(Empty::<Bytes>::new())?;
-    let answer = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        Ok((status, body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes()))
-    };
-    tokio::select! {
-        answer = answer => answer,
-        // Its end alone is no answer: the future beside it says what became of the request.
-        never = async { let _ = connection.await; std::future::pending().await } => never,
-    }
+    exchange(stream, request, MAX_ANSWER).await
 }
 
 /// Accepts one certificate.
