@@ -12,8 +12,10 @@ pub mod checkpoint;
 pub mod copy;
 mod drift;
 mod entry;
+mod envelope;
 pub mod evidence;
 mod fold;
+mod projection;
 pub mod proofs;
 mod prune;
 pub mod query;
@@ -51,6 +53,7 @@ use base64::engine::general_purpose::STANDARD;
 use checkpoint::{Note, Verifier, key_change};
 pub use drift::{Drift, Look};
 use entry::Intended;
+use envelope::Unsealed;
 use evidence::KeyChange;
 pub use prune::Pruned;
 pub use record::{
@@ -873,7 +876,7 @@ impl Audit {
         self.note_entry(entry::lifecycle(name, payload));
     }
 
-    fn note_entry(&self, unsealed: entry::Unsealed) {
+    fn note_entry(&self, unsealed: Unsealed) {
         let (reply, _) = oneshot::channel();
         self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
     }

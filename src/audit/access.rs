@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::clock::Time;
 
-use super::entry::Unsealed;
+use super::envelope::Unsealed;
 
 /// How often what was counted is written.
 pub(super) const EVERY: Duration = Duration::from_secs(600);
@@ -105,7 +105,7 @@ mod tests {
         let accesses = Accesses::default();
         let (mut counted, mut entries) = (0, 0);
         let mut count = |entry: Unsealed| {
-            counted += entry.payload["count"].as_u64().unwrap();
+            counted += entry.payload.said()["count"].as_u64().unwrap();
             entries += 1;
         };
         for n in 0..10_000i64 {
@@ -130,13 +130,13 @@ mod tests {
         let take = |at| accesses.take("auditor", "reader", "/v1/changes/{id}", Time(at), true);
         let first = take(1).unwrap();
         assert_eq!(
-            (&first.payload["token"], &first.payload["count"]),
-            (&json!("auditor"), &json!(1)),
+            (first.payload.said()["token"].clone(), first.payload.said()["count"].clone()),
+            (json!("auditor"), json!(1)),
             "{first:?}"
         );
         assert!(take(2).is_none() && take(3).is_none());
         let rest = accesses.flush();
-        assert_eq!((rest.len(), &rest[0].payload["count"]), (1, &json!(2)));
-        assert_eq!(rest[0].payload["first"], json!(Time(2)));
+        assert_eq!((rest.len(), rest[0].payload.said()["count"].clone()), (1, json!(2)));
+        assert_eq!(rest[0].payload.said()["first"], json!(Time(2)));
     }
 }

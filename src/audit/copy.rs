@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::query::{Facts, PROJECTION_VERSION, Projected, project};
+use super::projection::{Facts, Gist, PROJECTION_VERSION, Projected, parted, project};
 use super::tree::{Frontier, leaf};
 use super::writer::catch_up;
 use crate::json;
@@ -208,14 +208,8 @@ async fn write_chunk(target: &mut Database, origin: &str, entries: &[StoredEntry
         })
     };
     let rows = target.append(origin, &entries.iter().map(row).collect::<Result<Vec<_>, _>>()?).await?;
-    let (mut changes, mut updates) = (Vec::new(), Vec::new());
-    for (row, entry) in rows.into_iter().zip(entries) {
-        match projected(row, entry) {
-            Some(Projected::Row(row)) => changes.push(*row),
-            Some(Projected::Update(update)) => updates.push(*update),
-            None => {}
-        }
-    }
+    let (changes, updates) =
+        parted(rows.into_iter().zip(entries).filter_map(|(row, entry)| projected(row, entry)));
     target.project(&changes, &updates).await
 }
 
@@ -228,14 +222,7 @@ pub(super) async fn rebuild(database: &mut Database) -> Result<(), Error> {
         let entries = database.entries_from(next).await?;
         let Some(last) = entries.last() else { break };
         next = last.row + 1;
-        let (mut changes, mut updates) = (Vec::new(), Vec::new());
-        for entry in &entries {
-            match projected(entry.row, entry) {
-                Some(Projected::Row(row)) => changes.push(*row),
-                Some(Projected::Update(update)) => updates.push(*update),
-                None => {}
-            }
-        }
+        let (changes, updates) = parted(entries.iter().filter_map(|entry| projected(entry.row, entry)));
         database.project(&changes, &updates).await?;
     }
     database.commit().await
@@ -246,7 +233,6 @@ pub(super) fn projected(row: i64, entry: &StoredEntry) -> Option<Projected> {
     let envelope: Value = json::own(&entry.envelope).unwrap_or(Value::Null);
     let payload: Value = json::own(entry.body.as_deref().unwrap_or(b"{}")).unwrap_or(Value::Null);
     let facts = Facts {
-        row,
         origin: &entry.origin,
         index: entry.index,
         kind: &entry.kind,
@@ -258,7 +244,7 @@ pub(super) fn projected(row: i64, entry: &StoredEntry) -> Option<Projected> {
         seq: envelope["seq"].as_u64(),
         result: envelope["result"].as_str(),
     };
-    project(&facts, &payload)
+    project(&facts, &Gist::of(&payload)).map(|projected| projected.at_row(row))
 }
 
 /// Size and frontier of the tree over a log's entries.

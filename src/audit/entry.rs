@@ -1,90 +1,20 @@
-//! Entries: the envelope's exact bytes, and the payload, built in one place each.
+//! Entries: what each kind says.
 //!
-//! An [`Unsealed`] entry has no index and no time; it gets both when its batch is built. The envelope is written by hand,
-//! member by member, in ASCII, and never parsed and written again: it is the Merkle leaf. Payloads are the only place where
-//! states become records, so redaction happens here and nowhere else.
+//! Payloads are the only place where states become records, so redaction happens here and nowhere else. What bytes an
+//! entry becomes is the matter of `envelope`.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use crate::clock::Time;
-use crate::id::{ChangeId, Digest, EntryRef};
+use crate::id::{ChangeId, EntryRef};
 use crate::keys::Keys;
 use crate::operation::{Object, diff_recorded, summary};
 use crate::refusal::Refusal;
 
+use super::envelope::Unsealed;
 use super::{Declaration, Draft, Drift, Hold, Outcome, Seen, Settlement};
-
-/// An entry that waits to be written.
-#[derive(Clone, Debug)]
-pub(super) struct Unsealed {
-    pub kind: &'static str,
-    pub change: Option<ChangeId>,
-    pub of: Option<EntryRef>,
-    pub operation: Option<String>,
-    pub target: Option<String>,
-    /// Filled in from the lock when the entry takes one.
-    pub seq: Option<u64>,
-    pub result: Option<&'static str>,
-    pub code: Option<&'static str>,
-    pub status: Option<u16>,
-    pub policy: Option<String>,
-    /// Shared: a group stays whole until its batch is committed.
-    pub payload: Arc<Value>,
-}
-
-impl Unsealed {
-    /// The envelope, version 1.
-    pub(super) fn envelope(&self, index: u64, at: Time, of: Option<&EntryRef>, payload: &Digest) -> Vec<u8> {
-        let mut text = format!("{{\"v\":1,\"index\":{index},\"at\":{},\"kind\":\"{}\"", at.0, self.kind);
-        let mut member = |name: &str, value: Value| {
-            // Writing into a String does not fail.
-            let _ = write!(text, ",\"{name}\":{}", ascii(&value.to_string()));
-        };
-        member("change", self.change.map_or(Value::Null, |change| json!(change.to_string())));
-        member("of", Value::Null);
-        member("operation", json!(self.operation));
-        member("target", json!(self.target));
-        member("seq", json!(self.seq));
-        member("result", json!(self.result));
-        member("code", json!(self.code));
-        member("status", json!(self.status));
-        member("policy", json!(self.policy));
-        member("payload", json!(payload.as_str()));
-        if let Some(of) = of {
-            let of = format!(
-                "\"of\":{{\"origin\":{},\"index\":{}}}",
-                ascii(&json!(of.origin).to_string()),
-                of.index
-            );
-            text = text.replacen("\"of\":null", &of, 1);
-        }
-        text.push('}');
-        text.into_bytes()
-    }
-}
-
-/// Escapes what is not ASCII; the rest of the text is JSON already.
-fn ascii(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for c in json.chars() {
-        if c.is_ascii() {
-            text.push(c);
-        } else {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(text, "\\u{unit:04x}");
-            }
-        }
-    }
-    text
-}
-
-/// `SHA-256("patchwarden.payload.v1" || 0x00 || salt || body)`
-pub(super) fn payload_digest(salt: &[u8], body: &[u8]) -> Digest {
-    Digest::sha256(&[b"patchwarden.payload.v1", &[0], salt, body])
-}
 
 /// The attempt of a draft.
 pub(super) fn attempt(
@@ -387,35 +317,4 @@ fn compact<const N: usize>(payload: Value, states: [(&str, Option<Value>); N]) -
 #[expect(clippy::cast_precision_loss, reason = "a duration for people")]
 fn milliseconds(duration: std::time::Duration) -> f64 {
     (duration.as_micros() as f64 / 100.0).round() / 10.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_envelope_is_these_bytes_for_ever() {
-        let entry = Unsealed {
-            kind: "outcome",
-            change: "019390b4-7a10-7000-8000-0123456789ab".parse().ok(),
-            of: None,
-            operation: Some("jwt-auth.update".into()),
-            target: Some("identity/0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a".into()),
-            seq: Some(42),
-            result: Some("applied"),
-            code: None,
-            status: Some(200),
-            policy: None,
-            payload: json!({}).into(),
-        };
-        let of = EntryRef { origin: "gw.example/\u{e9}".into(), index: 16 };
-        let digest = Digest::sha256(&[b"x"]);
-        let bytes = entry.envelope(17, Time(1_764_000_000_123_456), Some(&of), &digest);
-        assert_eq!(
-            String::from_utf8(bytes).unwrap(),
-            format!(
-                "{{\"v\":1,\"index\":17,\"at\":1764000000123456,\"kind\":\"outcome\",\"change\":\"019390b4-7a10-7000-8000-0123456789ab\",\"of\":{{\"origin\":\"gw.example/\\u00e9\",\"index\":16}},\"operation\":\"jwt-auth.update\",\"target\":\"identity/0b9c3a52-7d3f-4f7e-9a43-0c8f3f1d2e4a\",\"seq\":42,\"result\":\"applied\",\"code\":null,\"status\":200,\"policy\":null,\"payload\":\"{digest}\"}}"
-            )
-        );
-    }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::checkpoint::{Doubt, KeyKind, Note, Verifier, key_change};
-use super::entry::payload_digest;
+use super::envelope::payload_digest;
 use super::proofs::Tree;
 use super::tree::{self, Hash};
 use crate::json;

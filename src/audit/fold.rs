@@ -16,7 +16,7 @@ use crate::clock::Time;
 use crate::id::ChangeId;
 use crate::refusal::Code;
 
-use super::entry::Unsealed;
+use super::envelope::Unsealed;
 
 const OWN_ENTRIES: u32 = 10;
 const MAX_SOURCES: usize = 1000;
@@ -58,7 +58,7 @@ impl Folds {
     ) -> Result<ChangeId, ChangeId> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.turn_over(now);
-        let size = entry.payload.to_string().len() + 512;
+        let size = entry.payload.body.len() + 512;
         let known_source =
             state.seen.len() < MAX_SOURCES * 32 || state.seen.contains_key(&(source, code.as_str()));
         if known_source && size <= MAX_ENTRY + 512 && state.spent + size <= DAILY_BYTES {
@@ -91,7 +91,7 @@ impl Folds {
         state.turn_over(now);
         let folds = std::mem::take(&mut state.folds);
         let entries: Vec<_> = folds.into_iter().map(|(source, fold)| fold.entry(source)).collect();
-        state.spent += entries.iter().map(|entry| entry.payload.to_string().len() + 512).sum::<usize>();
+        state.spent += entries.iter().map(|entry| entry.payload.body.len() + 512).sum::<usize>();
         entries
     }
 }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     fn total(entries: &[Unsealed]) -> u64 {
-        entries.iter().filter_map(|entry| entry.payload["total"].as_u64()).sum()
+        entries.iter().filter_map(|entry| entry.payload.said()["total"].as_u64()).sum()
     }
 
     #[test]
@@ -155,11 +155,11 @@ mod tests {
             let _ =
                 folds.take(source, Code::CallerMissingToken, ChangeId::at(now), refusal(), now, |entry| {
                     own += 1;
-                    bytes += entry.payload.to_string().len();
+                    bytes += entry.payload.body.len();
                 });
             if n % 30_000 == 0 {
                 let entries = folds.flush(now);
-                bytes += entries.iter().map(|entry| entry.payload.to_string().len()).sum::<usize>();
+                bytes += entries.iter().map(|entry| entry.payload.body.len()).sum::<usize>();
                 folded += total(&entries);
             }
         }
@@ -182,8 +182,8 @@ mod tests {
         assert_eq!(take(12).1, named);
         let entries = folds.flush(Time(20));
         assert_eq!(entries[0].change, Some(first));
-        assert_eq!(entries[0].payload["counts"], json!({"body.malformed": 2}));
-        assert_eq!(entries[0].payload["source"], Value::from("127.0.0.1"));
+        assert_eq!(entries[0].payload.said()["counts"], json!({"body.malformed": 2}));
+        assert_eq!(entries[0].payload.said()["source"], Value::from("127.0.0.1"));
         let (own, named) = take(MINUTE + 1);
         assert_eq!(Ok(own), named, "the next minute begins anew");
     }

@@ -13,6 +13,7 @@ mod opening;
 mod runs;
 mod targets;
 mod tiles;
+mod wal;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::clock::Time;
 use crate::id::{EntryRef, fill_random};
@@ -32,7 +34,8 @@ use crate::units::Size;
 
 use super::anchor::Elsewhere;
 use super::checkpoint::Checkpoint;
-use super::entry::{self, Unsealed};
+use super::entry;
+use super::envelope::Unsealed;
 use super::{Outcome, OutcomeResult, Shared, Status};
 
 use batch::Log;
@@ -187,6 +190,8 @@ pub(super) struct Writer {
     backlog: VecDeque<Job>,
     store: Location,
     log: Option<Log>,
+    /// What copies the WAL back beside it.
+    copying: Option<JoinHandle<()>>,
     /// The lock files, from the first time they were had to the end.
     locks: Vec<File>,
     /// The log this process writes: it never begins a second one.
@@ -244,6 +249,7 @@ impl Writer {
             backlog,
             store,
             log: None,
+            copying: None,
             locks: Vec::new(),
             origin: None,
             claim,
@@ -336,6 +342,9 @@ impl Writer {
             } else {
                 self.write(batch).await;
             }
+            if settles {
+                self.copied().await;
+            }
             if settles && let Some(log) = &mut self.log {
                 // While somebody reads, the WAL stays as it is until it starts again by itself.
                 let _ = log.database.settle().await;
@@ -361,6 +370,7 @@ impl Writer {
             }
         }
         let _ = self.keep_head(true).await;
+        self.copied().await;
         if let Some(mut log) = self.log.take() {
             let _ = log.database.settle().await;
             let ended = store::Tenure { lease: Duration::ZERO, ..log.tenure };
@@ -625,30 +635,6 @@ impl Writer {
         self.checkpoint().await;
     }
 
-    async fn refuse_over_hard_limit(&mut self, jobs: Vec<Job>) -> Vec<Job> {
-        let (soft, hard) = (self.shared.settings.wal_soft.0, self.shared.settings.wal_hard.0);
-        let size = |writer: &Self| writer.log.as_ref().map_or(0, |log| log.database.wal_bytes());
-        if size(self) < soft {
-            return jobs;
-        }
-        self.checkpoint().await;
-        let size = size(self);
-        if size < hard {
-            return jobs;
-        }
-        let detail = format!("the WAL is {size} bytes, over audit.wal_hard");
-        refuse(jobs, |job| !job.must, &detail)
-    }
-
-    async fn checkpoint(&mut self) {
-        if let Some(log) = &mut self.log
-            && log.database.wants_checkpoint()
-        {
-            // A checkpoint that fails is tried again after the next batch.
-            let _ = log.database.checkpoint().await;
-        }
-    }
-
     /// What could not be written: the log is down when it is more than one refused group.
     async fn give_up(&mut self, jobs: Vec<Job>, error: &store::Error) {
         let alone = jobs.len() == 1;
@@ -683,6 +669,7 @@ impl Writer {
             }
             return;
         }
+        self.copied().await;
         let displaced = match error {
             store::Error::Displaced { only_wal, .. } => Some(*only_wal),
             _ => None,

@@ -88,7 +88,20 @@ impl Database {
         }
     }
 
-    /// Copies the WAL back.
+    /// Copies the WAL back beside this connection, by one of its own.
+    pub fn copier(&self) -> impl Future<Output = ()> + Send + 'static {
+        let path = match self {
+            Self::Sqlite(database) => Some(database.path().to_owned()),
+            Self::Postgres(_) => None,
+        };
+        async move {
+            if let Some(path) = path {
+                sqlite::copy_wal(&path).await;
+            }
+        }
+    }
+
+    /// Copies what is left of the WAL, so that the next commit starts it again.
     pub async fn checkpoint(&mut self) -> Result<(), Error> {
         match self {
             Self::Sqlite(database) => database.checkpoint().await,

@@ -4,6 +4,7 @@
 //! before it. Multi-row inserts go in chunks of powers of two, so that few distinct texts are prepared. Any I/O error
 //! leaves the transaction in doubt. Readers are read-only connections and never hold a read longer than one call.
 
+mod calls;
 mod projection;
 mod reader;
 mod tree;
@@ -21,6 +22,7 @@ use sqlx::{ConnectOptions as _, Connection as _, QueryBuilder, Row as _};
 
 use super::{Abandoned, Beside, EntryRow, Error, Head, StoredEntry, TargetRow, TokenRow};
 
+use calls::Calls;
 pub(super) use reader::Reader;
 
 /// `application_id` of our files: "PWLG".
@@ -31,6 +33,8 @@ const SCHEMA: i64 = 5;
 const BUSY: Duration = Duration::from_millis(250);
 const FRAME: u64 = 4096 + 24;
 const WAL_HEAD: u64 = 32;
+/// Texts of statements that are kept prepared: those of small batches are many.
+const STATEMENTS: usize = 300;
 /// Free pages given back in one transaction.
 const VACUUM_PAGES: u64 = 500;
 /// What to do about a file that cannot be read.
@@ -45,7 +49,7 @@ const TOKENS: &str = "SELECT name, role, hash, created_at, revoked_at FROM admin
 
 /// The writer's connection.
 pub struct Database {
-    connection: SqliteConnection,
+    calls: Calls,
     path: PathBuf,
     files: Option<Files>,
     /// Frames in the WAL that a checkpoint has still to copy, or that came since one that copied all.
@@ -54,8 +58,30 @@ pub struct Database {
     shrinks: bool,
     /// Frames in the WAL when this connection last committed.
     committed: u64,
-    /// The row of the next entry, where this connection has written the last one.
-    next: Option<i64>,
+    /// Where the entries that this connection wrote one after the other are.
+    run: Option<Run>,
+}
+
+/// Entries of one log in rows that follow each other: the first, and the row after the last.
+#[derive(Clone, Debug)]
+struct Run {
+    origin: String,
+    index: u64,
+    row: i64,
+    next: i64,
+}
+
+impl Run {
+    /// The row of an entry, if it is one of them.
+    fn row_of(&self, (origin, index): &(String, u64)) -> Option<i64> {
+        let row = self.row + i64::try_from(index.checked_sub(self.index)?).ok()?;
+        (*origin == self.origin && row < self.next).then_some(row)
+    }
+
+    /// Whether an entry would be the next one.
+    fn leads_to(&self, origin: &str, index: u64) -> bool {
+        origin == self.origin && self.index + self.next.abs_diff(self.row) == index
+    }
 }
 
 /// The database and its WAL, as last seen.
@@ -90,6 +116,7 @@ impl Database {
             .pragma("secure_delete", "ON")
             .pragma("wal_autocheckpoint", "0")
             .pragma("temp_store", "MEMORY")
+            .statement_cache_capacity(STATEMENTS)
             .disable_statement_logging();
         // Said to a file that has it already, it would be a write to what may turn out not to be ours.
         let options = if is_new { options.auto_vacuum(SqliteAutoVacuum::Incremental) } else { options };
@@ -107,26 +134,27 @@ impl Database {
             },
         )?;
         Ok(Self {
-            connection,
+            calls: Calls::new(connection),
             path: path.to_owned(),
             files: None,
             frames: 0,
             shrinks: false,
             committed: 0,
-            next: None,
+            run: None,
         })
     }
 
     /// Starts a transaction, on the WAL that the last one was written to.
     pub async fn begin(&mut self) -> Result<(), Error> {
         self.look_at_wal().await?;
-        self.run("BEGIN IMMEDIATE").await
+        self.calls.begin().await
     }
 
     /// Ends it. Any error leaves it in doubt.
     pub async fn commit(&mut self) -> Result<(), Error> {
+        let connection = self.calls.connection().await?;
         // Asked for in one call, since a call costs more than either: an error from the count leaves a commit in doubt too.
-        let done = sqlx::raw_sql("COMMIT; PRAGMA wal_checkpoint(NOOP)").fetch_one(&mut self.connection).await;
+        let done = sqlx::query("COMMIT; PRAGMA wal_checkpoint(NOOP)").fetch_one(connection).await;
         let frames =
             done.and_then(|row| row.try_get(1)).map_err(|error| Error::InDoubt(error.to_string()))?;
         self.look_at_files(unsigned(frames))
@@ -134,12 +162,8 @@ impl Database {
 
     /// Takes it back.
     pub async fn rollback(&mut self) -> Result<(), Error> {
-        self.next = None;
-        self.run("ROLLBACK").await
-    }
-
-    async fn run(&mut self, text: &'static str) -> Result<(), Error> {
-        sqlx::raw_sql(text).execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        self.run = None;
+        self.calls.rollback().await
     }
 
     /// A WAL that was cut would be written on behind a hole, and what is behind a hole is gone after a crash. Other
@@ -221,14 +245,13 @@ impl Database {
         self.frames >= 1000
     }
 
-    /// Copies the WAL back: first by a connection of its own, then here, so that the next commit restarts it in place.
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Copies what is left of the WAL, so that the next commit starts it again in place.
     pub async fn checkpoint(&mut self) -> Result<(), Error> {
-        let options =
-            SqliteConnectOptions::new().filename(&self.path).busy_timeout(BUSY).disable_statement_logging();
-        if let Ok(mut second) = options.connect().await {
-            let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut second).await;
-            let _ = second.close().await;
-        }
         self.checkpoint_here("PRAGMA wal_checkpoint(PASSIVE)").await.map(drop)
     }
 
@@ -265,14 +288,14 @@ impl Database {
     }
 
     async fn ask_checkpoint(&mut self, text: &'static str) -> Result<(i64, i64, i64), Error> {
-        let row = sqlx::query_as(text).fetch_one(&mut self.connection).await;
+        let row = sqlx::query_as(text).fetch_one(self.calls.connection().await?).await;
         row.map_err(|error| inside(&error))
     }
 
     /// Whether the file is whole; that takes as long as reading all of it.
     pub async fn check(&mut self) -> Result<(), Error> {
         let said: String = sqlx::query_scalar("PRAGMA quick_check(1)")
-            .fetch_one(&mut self.connection)
+            .fetch_one(self.calls.connection().await?)
             .await
             .map_err(|error| inside(&error))?;
         if said == "ok" {
@@ -283,14 +306,14 @@ impl Database {
 
     /// Closes the connection.
     pub async fn close(self) {
-        let _ = self.connection.close().await;
+        self.calls.close().await;
     }
 
     /// A constant of every log that has it.
     pub async fn meta(&mut self, key: &str) -> Result<Vec<(String, String)>, Error> {
         let rows =
             sqlx::query_as("SELECT origin, value FROM log_meta WHERE key = ? ORDER BY origin").bind(key);
-        rows.fetch_all(&mut self.connection).await.map_err(|error| inside(&error))
+        rows.fetch_all(self.calls.connection().await?).await.map_err(|error| inside(&error))
     }
 
     /// Writes a constant of a log, once.
@@ -299,22 +322,26 @@ impl Database {
             .bind(origin)
             .bind(key)
             .bind(value);
-        put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        put.execute(self.calls.connection().await?).await.map(drop).map_err(|error| inside(&error))
     }
 
     /// Writes a constant of the whole store unless it has one; returns the one it has.
     pub async fn claim_meta(&mut self, key: &str, value: &str) -> Result<String, Error> {
         let put =
             sqlx::query("INSERT INTO log_meta (origin, key, value) VALUES ('', ?, ?) ON CONFLICT DO NOTHING");
-        put.bind(key).bind(value).execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+        put.bind(key)
+            .bind(value)
+            .execute(self.calls.connection().await?)
+            .await
+            .map_err(|error| inside(&error))?;
         let got = sqlx::query_scalar("SELECT value FROM log_meta WHERE origin = '' AND key = ?").bind(key);
-        got.fetch_one(&mut self.connection).await.map_err(|error| inside(&error))
+        got.fetch_one(self.calls.connection().await?).await.map_err(|error| inside(&error))
     }
 
     /// The end of a log.
     pub async fn head(&mut self, origin: &str) -> Result<Option<Head>, Error> {
         let row = sqlx::query("SELECT size, frontier, epoch FROM log_head WHERE origin = ?").bind(origin);
-        let row = row.fetch_optional(&mut self.connection).await.map_err(|error| inside(&error))?;
+        let row = row.fetch_optional(self.calls.connection().await?).await.map_err(|error| inside(&error))?;
         let read = |row: SqliteRow| {
             Ok::<_, sqlx::Error>(Head {
                 size: unsigned(row.try_get(0)?),
@@ -329,69 +356,68 @@ impl Database {
     pub async fn new_head(&mut self, origin: &str) -> Result<(), Error> {
         let put = sqlx::query("INSERT INTO log_head (origin, size, frontier, epoch) VALUES (?, 0, x'', 1)")
             .bind(origin);
-        put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        put.execute(self.calls.connection().await?).await.map(drop).map_err(|error| inside(&error))
     }
 
     /// Moves the end of a log. `false`: somebody else appended.
     pub async fn advance(&mut self, origin: &str, from: u64, to: &Head) -> Result<bool, Error> {
-        let moved = sqlx::query(
-            "UPDATE log_head SET size = ?, frontier = ? WHERE origin = ? AND size = ? AND epoch = ?",
-        )
-        .bind(signed(to.size))
-        .bind(&to.frontier)
-        .bind(origin)
-        .bind(signed(from))
-        .bind(to.epoch);
-        let done = moved.execute(&mut self.connection).await.map_err(|error| inside(&error))?;
-        Ok(done.rows_affected() == 1)
+        let moved = self.calls.ask(|text| {
+            text.push("UPDATE log_head SET size = ").push_bind(signed(to.size));
+            text.push(", frontier = ").push_bind(&to.frontier[..]);
+            text.push(" WHERE origin = ").push_bind(origin).push(" AND size = ").push_bind(signed(from));
+            text.push(" AND epoch = ").push_bind(to.epoch).push(" RETURNING size");
+        });
+        Ok(moved.await?.len() == 1)
     }
 
     /// Appends entries and their payloads; returns their rows.
     pub async fn append(&mut self, origin: &str, entries: &[EntryRow]) -> Result<Vec<i64>, Error> {
+        let Some(first) = entries.first() else { return Ok(Vec::new()) };
         // Whoever else wrote a row in between is found by the trigger on the table, and then it is read anew.
-        let next = match self.next.take() {
-            Some(next) => next,
-            None => sqlx::query_scalar("SELECT COALESCE(MAX(row), 0) + 1 FROM entries")
-                .fetch_one(&mut self.connection)
-                .await
-                .map_err(|error| inside(&error))?,
+        let run = match self.run.take() {
+            Some(run) if run.leads_to(origin, first.index) => run,
+            _ => {
+                let next = sqlx::query_scalar("SELECT COALESCE(MAX(row), 0) + 1 FROM entries");
+                let next = next.fetch_one(self.calls.connection().await?).await;
+                let next = next.map_err(|error| inside(&error))?;
+                Run { origin: origin.to_owned(), index: first.index, row: next, next }
+            }
         };
-        let numbered: Vec<(i64, &EntryRow)> = (next..).zip(entries).collect();
+        let numbered: Vec<(i64, &EntryRow)> = (run.next..).zip(entries).collect();
         let mut rest = &numbered[..];
         while !rest.is_empty() {
             let (chunk, later) = rest.split_at(chunk_of(rest.len()));
-            let mut insert = QueryBuilder::new(
-                "INSERT INTO entries (row, origin, idx, kind, of_origin, of_idx, envelope) ",
-            );
-            insert.push_values(chunk, |mut values, (row, entry)| {
-                let of = entry.of.as_ref();
-                values
-                    .push_bind(*row)
-                    .push_bind(origin)
-                    .push_bind(signed(entry.index))
-                    .push_bind(&*entry.kind);
-                values.push_bind(of.map(|of| of.0.as_str())).push_bind(of.map(|of| signed(of.1)));
-                values.push_bind(&entry.envelope[..]);
+            let write = self.calls.write(chunk.len(), |insert| {
+                insert.push("INSERT INTO entries (row, origin, idx, kind, of_origin, of_idx, envelope) ");
+                insert.push_values(chunk, |mut values, (row, entry)| {
+                    let of = entry.of.as_ref();
+                    values.push_bind(*row).push_bind(origin).push_bind(signed(entry.index));
+                    values.push_bind(&*entry.kind).push_bind(of.map(|of| of.0.as_str()));
+                    values.push_bind(of.map(|of| signed(of.1))).push_bind(&entry.envelope[..]);
+                });
             });
-            insert.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+            write.await?;
             rest = later;
             let bearing: Vec<_> = chunk.iter().filter(|(_, entry)| !entry.body.is_empty()).collect();
             if bearing.is_empty() {
                 continue;
             }
-            let mut insert = QueryBuilder::new("INSERT INTO payloads (row, salt, body) ");
-            insert.push_values(bearing, |mut values, (row, entry)| {
-                values.push_bind(*row).push_bind(&entry.salt[..]).push_bind(&entry.body[..]);
+            let write = self.calls.write(bearing.len(), |insert| {
+                insert.push("INSERT INTO payloads (row, salt, body) ");
+                insert.push_values(bearing, |mut values, (row, entry)| {
+                    values.push_bind(*row).push_bind(&entry.salt[..]).push_bind(&entry.body[..]);
+                });
             });
-            insert.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+            write.await?;
         }
-        self.next = numbered.last().map(|(row, _)| row + 1);
+        let next = numbered.last().map_or(run.next, |(row, _)| row + 1);
+        self.run = Some(Run { next, ..run });
         Ok(numbered.into_iter().map(|(row, _)| row).collect())
     }
 
     /// One entry with its payload.
     pub async fn entry(&mut self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
-        entry_at(&mut self.connection, origin, index).await
+        entry_at(self.calls.connection().await?, origin, index).await
     }
 
     /// Whether an intent has its outcome.
@@ -400,7 +426,7 @@ impl Database {
             "SELECT EXISTS (SELECT 1 FROM entries WHERE of_origin = ? AND of_idx = ? AND kind = 'outcome' \
              AND kind IN ('outcome', 'settlement'))",
         );
-        let found = found.bind(of.0).bind(signed(of.1)).fetch_one(&mut self.connection).await;
+        let found = found.bind(of.0).bind(signed(of.1)).fetch_one(self.calls.connection().await?).await;
         found.map_err(|error| inside(&error))
     }
 
@@ -409,15 +435,15 @@ impl Database {
         let (mut rows, mut rest) = (Vec::with_capacity(keys.len()), keys);
         while !rest.is_empty() {
             let (chunk, later) = rest.split_at(chunk_of(rest.len()));
-            let mut select = QueryBuilder::new(TARGETS);
-            select.push("WHERE key IN (");
-            let mut list = select.separated(", ");
-            for key in chunk {
-                list.push_bind(key);
-            }
-            select.push(")");
-            let found =
-                select.build().fetch_all(&mut self.connection).await.map_err(|error| inside(&error))?;
+            let found = self.calls.ask(|select| {
+                select.push(TARGETS).push("WHERE key IN (");
+                let mut list = select.separated(", ");
+                for key in chunk {
+                    list.push_bind(key);
+                }
+                select.push(")");
+            });
+            let found = found.await?;
             let found = found.iter().map(target_row).collect::<Result<Vec<_>, _>>();
             let mut found: HashMap<_, _> = found
                 .map_err(|error| inside(&error))?
@@ -436,17 +462,17 @@ impl Database {
         let mut rest = rows;
         while !rest.is_empty() {
             let (chunk, later) = rest.split_at(chunk_of(rest.len()));
-            let mut put = QueryBuilder::new(
-                "INSERT OR REPLACE INTO targets (key, seq, turn, open_origin, open_idx, open_since, open_unknown, revision) ",
-            );
-            put.push_values(chunk, |mut values, row| {
-                values.push_bind(&row.key).push_bind(signed(row.seq)).push_bind(signed(row.turn));
-                values.push_bind(row.open.as_ref().map(|open| open.0.as_str()));
-                values.push_bind(row.open.as_ref().map(|open| signed(open.1)));
-                values.push_bind(row.open.as_ref().map(|_| row.open_since));
-                values.push_bind(row.open_unknown).push_bind(&row.revision);
+            let write = self.calls.write(chunk.len(), |put| {
+                put.push("INSERT OR REPLACE INTO targets (key, seq, turn, open_origin, open_idx, open_since, open_unknown, revision) ");
+                put.push_values(chunk, |mut values, row| {
+                    values.push_bind(&row.key).push_bind(signed(row.seq)).push_bind(signed(row.turn));
+                    values.push_bind(row.open.as_ref().map(|open| open.0.as_str()));
+                    values.push_bind(row.open.as_ref().map(|open| signed(open.1)));
+                    values.push_bind(row.open.as_ref().map(|_| row.open_since));
+                    values.push_bind(row.open_unknown).push_bind(&row.revision);
+                });
             });
-            put.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+            write.await?;
             rest = later;
         }
         Ok(())
@@ -457,7 +483,7 @@ impl Database {
         let rows = sqlx::query_scalar::<_, i64>(
             "SELECT idx FROM changes WHERE outcome = 'pending' AND origin = ? ORDER BY row",
         );
-        let rows = rows.bind(origin).fetch_all(&mut self.connection).await;
+        let rows = rows.bind(origin).fetch_all(self.calls.connection().await?).await;
         Ok(rows.map_err(|error| inside(&error))?.into_iter().map(unsigned).collect())
     }
 
@@ -466,7 +492,7 @@ impl Database {
         let rows = sqlx::query_as::<_, (String, i64)>(
             "SELECT origin, idx FROM changes WHERE outcome = 'pending' AND origin <> ? ORDER BY row LIMIT 256",
         );
-        let rows = rows.bind(origin).fetch_all(&mut self.connection).await;
+        let rows = rows.bind(origin).fetch_all(self.calls.connection().await?).await;
         let abandoned = |(origin, index)| Abandoned { origin, index: unsigned(index), since: Duration::ZERO };
         Ok(rows.map_err(|error| inside(&error))?.into_iter().map(abandoned).collect())
     }
@@ -474,14 +500,16 @@ impl Database {
     /// The projection's version.
     pub async fn projection_version(&mut self) -> Result<i64, Error> {
         let version = sqlx::query_scalar("SELECT version FROM projection");
-        version.fetch_one(&mut self.connection).await.map_err(|error| inside(&error))
+        version.fetch_one(self.calls.connection().await?).await.map_err(|error| inside(&error))
     }
 
     /// Empties the projection and notes the version it will be rebuilt in.
     pub async fn clear_projection(&mut self, version: i64) -> Result<(), Error> {
-        self.run("DELETE FROM changes").await?;
-        let put = sqlx::query("UPDATE projection SET version = ?").bind(version);
-        put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        self.calls
+            .write(1, |text| {
+                text.push("DELETE FROM changes; UPDATE projection SET version = ").push_bind(version);
+            })
+            .await
     }
 
     /// Entries from a row on, at most 1 000.
@@ -489,7 +517,7 @@ impl Database {
         let text = format!("{ENTRY} WHERE e.row >= ? ORDER BY e.row LIMIT 1000");
         let rows = sqlx::query(sqlx::AssertSqlSafe(text))
             .bind(row)
-            .fetch_all(&mut self.connection)
+            .fetch_all(self.calls.connection().await?)
             .await
             .map_err(|error| inside(&error))?;
         rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
@@ -501,7 +529,7 @@ impl Database {
             "{ENTRY} WHERE e.origin = ? AND e.idx < ? AND e.kind = 'lifecycle' ORDER BY e.idx DESC LIMIT 1"
         );
         let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(index));
-        let row = query.fetch_optional(&mut self.connection).await;
+        let row = query.fetch_optional(self.calls.connection().await?).await;
         row.and_then(|row| row.as_ref().map(stored).transpose()).map_err(|error| inside(&error))
     }
 
@@ -511,7 +539,7 @@ impl Database {
             "INSERT INTO log_meta (origin, key, value) VALUES (?, 'pruned_below', ?) \
              ON CONFLICT (origin, key) DO UPDATE SET value = excluded.value WHERE value < excluded.value",
         );
-        let done = put.bind(origin).bind(signed(below)).execute(&mut self.connection).await;
+        let done = put.bind(origin).bind(signed(below)).execute(self.calls.connection().await?).await;
         done.map(drop).map_err(|error| inside(&error))
     }
 
@@ -537,7 +565,7 @@ impl Database {
                 list.push_bind(*row);
             }
             query.push(")");
-            query.build().execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+            query.build().execute(self.calls.connection().await?).await.map_err(|error| inside(&error))?;
         }
         Ok(())
     }
@@ -546,27 +574,31 @@ impl Database {
     pub async fn vacuum(&mut self) -> Result<(), Error> {
         (self.shrinks, self.frames) = (true, self.frames + 3 * VACUUM_PAGES);
         let text = sqlx::AssertSqlSafe(format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"));
-        sqlx::raw_sql(text).execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        sqlx::raw_sql(text)
+            .execute(self.calls.connection().await?)
+            .await
+            .map(drop)
+            .map_err(|error| inside(&error))
     }
 
     /// The constants of a log.
     pub async fn constants(&mut self, origin: &str) -> Result<Vec<(String, String)>, Error> {
         let rows =
             sqlx::query_as("SELECT key, CAST(value AS TEXT) FROM log_meta WHERE origin = ? ORDER BY key");
-        rows.bind(origin).fetch_all(&mut self.connection).await.map_err(|error| inside(&error))
+        rows.bind(origin).fetch_all(self.calls.connection().await?).await.map_err(|error| inside(&error))
     }
 
     /// Entries of a log from a number on, at most 1 000.
     pub async fn entries_of(&mut self, origin: &str, from: u64) -> Result<Vec<StoredEntry>, Error> {
         let text = format!("{ENTRY} WHERE e.origin = ? AND e.idx >= ? ORDER BY e.idx LIMIT 1000");
         let rows = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(from));
-        let rows = rows.fetch_all(&mut self.connection).await.map_err(|error| inside(&error))?;
+        let rows = rows.fetch_all(self.calls.connection().await?).await.map_err(|error| inside(&error))?;
         rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
     /// Everything that is not a log.
     pub async fn beside(&mut self) -> Result<Beside, Error> {
-        let connection = &mut self.connection;
+        let connection = self.calls.connection().await?;
         let read = async {
             let keys: Vec<String> = sqlx::query_scalar("SELECT key FROM targets ORDER BY key")
                 .fetch_all(&mut *connection)
@@ -585,7 +617,7 @@ impl Database {
     /// Keeps the text of a bundle under its digest, once.
     pub async fn keep_bundle(&mut self, digest: &str, text: &[u8]) -> Result<(), Error> {
         let put = sqlx::query("INSERT INTO bundles (digest, text) VALUES (?, ?) ON CONFLICT DO NOTHING");
-        let done = put.bind(digest).bind(text).execute(&mut self.connection).await;
+        let done = put.bind(digest).bind(text).execute(self.calls.connection().await?).await;
         done.map(drop).map_err(|error| inside(&error))
     }
 
@@ -598,16 +630,29 @@ impl Database {
         .bind(&token.role)
         .bind(&token.hash)
         .bind(token.created_at);
-        let done = put.execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+        let done = put.execute(self.calls.connection().await?).await.map_err(|error| inside(&error))?;
         Ok(done.rows_affected() == 1)
     }
 
     /// Revokes a token; `false` when there is none of that name in use.
     pub async fn revoke_token(&mut self, name: &str, at: i64) -> Result<bool, Error> {
         let put = sqlx::query("UPDATE admin_tokens SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL");
-        let done =
-            put.bind(at).bind(name).execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+        let done = put
+            .bind(at)
+            .bind(name)
+            .execute(self.calls.connection().await?)
+            .await
+            .map_err(|error| inside(&error))?;
         Ok(done.rows_affected() == 1)
+    }
+}
+
+/// Copies a store's WAL back, beside whoever writes it.
+pub(super) async fn copy_wal(path: &Path) {
+    let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY).disable_statement_logging();
+    if let Ok(mut connection) = options.connect().await {
+        let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut connection).await;
+        let _ = connection.close().await;
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::super::copy::projected;
-use super::super::query::Projected;
+use super::super::projection::Projected;
 use super::{Fault, Verified};
 use crate::store::{ChangeRow, ChangeUpdate, Error, Reader};
 

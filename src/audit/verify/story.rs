@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::entry::payload_digest;
+use super::super::envelope::payload_digest;
 use super::super::tree::{Frontier, Hash, TILE, leaf, read_tile, tile_root};
 use super::{Across, Fault, Verified};
 use crate::id::EntryRef;

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::clock::Time;
-use crate::id::fill_random;
-use crate::store::{self, ChangeRow, ChangeUpdate, Database, EntryRow, Head, LogKey, Tenure};
+use crate::store::{self, Database, EntryRow, Head, LogKey, Tenure};
 
-use super::super::entry::{self, Unsealed};
-use super::super::query::{Facts, Projected, project};
+use super::super::entry;
+use super::super::envelope::Unsealed;
+use super::super::projection::{Facts, Projected, parted, project};
 use super::super::tree::{Frontier, Hash, TILE, leaf};
 use super::targets::{Placed, Targets};
 use super::tiles;
@@ -41,7 +41,8 @@ pub(super) struct Batch {
     tiles: Vec<(u64, Vec<Hash>)>,
     pub last_at: Time,
     targets: Targets,
-    projected: Vec<(usize, Unsealed, Time)>,
+    /// What its rows do to the projection.
+    projected: Vec<Option<Projected>>,
 }
 
 impl Log {
@@ -66,7 +67,7 @@ impl Log {
         let step = wall.0 - expected.0;
         if step.unsigned_abs() > u64::try_from(CLOCK_STEP.as_micros()).unwrap_or(u64::MAX) {
             let payload = json!({"v": 1, "at": wall, "expected": expected, "step_us": step});
-            self.seal(entry::lifecycle("clock", payload), &mut batch, wall);
+            self.seal(&entry::lifecycle("clock", payload), None, &mut batch, wall);
         }
         Ok((batch, (wall, Instant::now())))
     }
@@ -115,9 +116,9 @@ impl Log {
                 return Ok(None);
             }
         }
-        for entry in group.entries.clone() {
+        for entry in &group.entries {
             let seq = if entry.kind == "attempt" { seq } else { entry.seq };
-            self.seal(Unsealed { seq, ..entry }, batch, wall);
+            self.seal(entry, seq, batch, wall);
         }
         Ok(Some(Written { origin: self.origin.clone(), last, seq, held_until: None }))
     }
@@ -142,13 +143,10 @@ impl Log {
         Ok(())
     }
 
-    pub(super) fn seal(&self, entry: Unsealed, batch: &mut Batch, wall: Time) {
+    fn seal(&self, entry: &Unsealed, seq: Option<u64>, batch: &mut Batch, wall: Time) {
         let index = batch.frontier.size();
         let at = Time(wall.0.max(batch.last_at.0 + 1));
-        let body = entry.payload.to_string().into_bytes();
-        let mut salt = [0u8; 32];
-        fill_random(&mut salt);
-        let envelope = entry.envelope(index, at, entry.of.as_ref(), &entry::payload_digest(&salt, &body));
+        let envelope = entry.envelope(index, at, seq);
         let hash = leaf(&envelope);
         batch.frontier.push(hash);
         batch.leaves.push(hash);
@@ -157,36 +155,30 @@ impl Log {
         }
         batch.last_at = at;
         let of = entry.of.clone().map(|of| (of.origin, of.index));
-        batch.rows.push(EntryRow { index, kind: entry.kind.into(), of: of.clone(), envelope, salt, body });
-        batch.projected.push((batch.rows.len() - 1, entry, at));
+        let facts = Facts {
+            origin: &self.origin,
+            index,
+            kind: entry.kind,
+            at: at.0,
+            of: of.as_ref(),
+            change: entry.change.map(|change| change.to_string()),
+            target: entry.target.as_deref(),
+            operation: entry.operation.as_deref(),
+            seq,
+            result: entry.result,
+        };
+        batch.projected.push(project(&facts, &entry.payload.gist));
+        let (salt, body) = (entry.payload.salt, entry.payload.body.clone());
+        batch.rows.push(EntryRow { index, kind: entry.kind.into(), of, envelope, salt, body });
     }
 
     pub(super) async fn write(&mut self, batch: &Batch) -> Result<(), store::Error> {
         batch.targets.write(&mut self.database).await?;
         if !batch.rows.is_empty() {
             let rows = self.database.append(&self.origin, &batch.rows).await?;
-            let (mut changes, mut updates): (Vec<ChangeRow>, Vec<ChangeUpdate>) = Default::default();
-            for (row, (place, entry, at)) in rows.into_iter().zip(&batch.projected) {
-                let stored = &batch.rows[*place];
-                let facts = Facts {
-                    row,
-                    origin: &self.origin,
-                    index: stored.index,
-                    kind: entry.kind,
-                    at: at.0,
-                    of: stored.of.as_ref(),
-                    change: entry.change.map(|change| change.to_string()),
-                    target: entry.target.as_deref(),
-                    operation: entry.operation.as_deref(),
-                    seq: entry.seq,
-                    result: entry.result,
-                };
-                match project(&facts, &entry.payload) {
-                    Some(Projected::Row(row)) => changes.push(*row),
-                    Some(Projected::Update(update)) => updates.push(*update),
-                    None => {}
-                }
-            }
+            let placed = batch.projected.iter().cloned().zip(rows);
+            let (changes, updates) =
+                parted(placed.filter_map(|(projected, row)| Some(projected?.at_row(row))));
             self.database.project(&changes, &updates).await?;
             for (number, leaves) in &batch.tiles {
                 tiles::keep(&mut self.database, &self.origin, *number, leaves).await?;

@@ -13,8 +13,8 @@ use crate::store::{self, Database, Location, LogKey, Reader};
 
 use super::super::checkpoint::Checkpoint;
 use super::super::copy::rebuild;
+use super::super::projection::PROJECTION_VERSION;
 use super::super::proofs::Tree;
-use super::super::query::PROJECTION_VERSION;
 use super::super::tree::Frontier;
 use super::runs::LastRun;
 use super::{Group, Log, Time, Writer, entry, lock, tiles};

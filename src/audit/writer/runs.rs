@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 
+use super::super::envelope::Unsealed;
 use super::{Group, Writer, entry};
 use crate::clock::Time;
 use crate::json;
@@ -80,7 +81,7 @@ impl Writer {
         said.into_iter().rev().for_each(|said| self.must_write(Group::of(said)));
     }
 
-    fn unclean_stop(found: &Value, now: Time) -> entry::Unsealed {
+    fn unclean_stop(found: &Value, now: Time) -> Unsealed {
         log::unclean_stop(&found["last"], &found["open"]);
         let mut payload = json!({"v": 1, "at": now,
             "found": "the run before ended without its stop: killed, crashed, or stopped while the log could not be written"});

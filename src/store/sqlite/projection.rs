@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::{QueryBuilder, Row as _};
+use sqlx::Row as _;
 
 use super::super::{ChangeRow, ChangeUpdate, Error};
 use super::{Database, chunk_of, inside, signed, unsigned};
@@ -36,10 +36,9 @@ impl Database {
     }
 
     async fn project_rows(&mut self, rows: &[ChangeRow]) -> Result<(), Error> {
-        let mut put = QueryBuilder::new(
-            "INSERT INTO changes (row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, \
-             rules, pointers, search, outcome_row, settlement_row, origin) ",
-        );
+        let write = self.calls.write(rows.len(), |put| {
+          put.push("INSERT INTO changes (row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, \
+             rules, pointers, search, outcome_row, settlement_row, origin) ");
         put.push_values(rows, |mut values, change| {
             values.push_bind(change.row).push_bind(&change.kind).push_bind(signed(change.index));
             values.push_bind(&change.id).push_bind(change.at).push_bind(&change.target);
@@ -49,23 +48,13 @@ impl Database {
             values.push_bind(&change.pointers).push_bind(&change.search).push_bind(change.outcome_row);
             values.push_bind(change.settlement_row).push_bind(&change.origin);
         });
-        put.build().execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        });
+        write.await
     }
 
     /// The updates with the rows they change, one for each; what speaks of no row is left out.
     async fn laid(&mut self, updates: &[ChangeUpdate]) -> Result<Vec<(i64, ChangeUpdate)>, Error> {
-        let mut select = QueryBuilder::new("SELECT v.column1, v.column2, e.row FROM (");
-        select.push_values(updates, |mut values, update| {
-            values.push_bind(&update.of.0).push_bind(signed(update.of.1));
-        });
-        // The few first, and then each by the index: the planner alone would read all entries.
-        select.push(") AS v CROSS JOIN entries e ON e.origin = v.column1 AND e.idx = v.column2");
-        let found = select.build().fetch_all(&mut self.connection).await.map_err(|error| inside(&error))?;
-        let place = |row: &sqlx::sqlite::SqliteRow| {
-            Ok(((row.try_get(0)?, unsigned(row.try_get(1)?)), row.try_get(2)?))
-        };
-        let places: HashMap<(String, u64), i64> =
-            found.iter().map(place).collect::<Result<_, sqlx::Error>>().map_err(|error| inside(&error))?;
+        let places = self.places(updates).await?;
         let mut laid: BTreeMap<i64, ChangeUpdate> = BTreeMap::new();
         for update in updates {
             let Some(row) = places.get(&update.of) else { continue };
@@ -79,12 +68,38 @@ impl Database {
         Ok(laid.into_iter().collect())
     }
 
+    /// The rows of the attempts that these speak of.
+    async fn places(&mut self, updates: &[ChangeUpdate]) -> Result<HashMap<(String, u64), i64>, Error> {
+        // Most were written just before, and are where this connection put them.
+        let known = |update: &ChangeUpdate| {
+            Some((update.of.clone(), self.run.as_ref().and_then(|run| run.row_of(&update.of))?))
+        };
+        let mut places: HashMap<_, _> = updates.iter().filter_map(known).collect();
+        let others: Vec<_> = updates.iter().filter(|update| !places.contains_key(&update.of)).collect();
+        if others.is_empty() {
+            return Ok(places);
+        }
+        let found = self.calls.ask(|select| {
+            select.push("SELECT v.column1, v.column2, e.row FROM (");
+            select.push_values(others, |mut values, update| {
+                values.push_bind(&update.of.0).push_bind(signed(update.of.1));
+            });
+            // The few first, and then each by the index: the planner alone would read all entries.
+            select.push(") AS v CROSS JOIN entries e ON e.origin = v.column1 AND e.idx = v.column2");
+        });
+        let place = |row: &sqlx::sqlite::SqliteRow| {
+            Ok(((row.try_get(0)?, unsigned(row.try_get(1)?)), row.try_get(2)?))
+        };
+        let found: Result<Vec<_>, sqlx::Error> = found.await?.iter().map(place).collect();
+        places.extend(found.map_err(|error| inside(&error))?);
+        Ok(places)
+    }
+
     async fn project_updates(&mut self, updates: &[(i64, ChangeUpdate)]) -> Result<(), Error> {
-        let mut put = QueryBuilder::new(
-            "UPDATE changes SET outcome = COALESCE(v.column2, outcome), outcome_row = COALESCE(v.column3, outcome_row), \
+        let write = self.calls.write(updates.len(), |put| {
+          put.push("UPDATE changes SET outcome = COALESCE(v.column2, outcome), outcome_row = COALESCE(v.column3, outcome_row), \
              settled = COALESCE(v.column4, settled), settlement_row = COALESCE(v.column5, settlement_row), \
-             pointers = COALESCE(v.column6, pointers), search = search || v.column7 FROM (",
-        );
+             pointers = COALESCE(v.column6, pointers), search = search || v.column7 FROM (");
         put.push_values(updates, |mut values, (row, update)| {
             values.push_bind(*row);
             values.push_bind(update.outcome.as_ref().map(|outcome| outcome.0.as_str()));
@@ -94,6 +109,7 @@ impl Database {
             values.push_bind(&update.pointers).push_bind(&update.search);
         });
         put.push(") AS v WHERE changes.row = v.column1");
-        put.build().execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        });
+        write.await
     }
 }

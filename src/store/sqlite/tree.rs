@@ -23,7 +23,7 @@ impl Database {
         let put = sqlx::query("INSERT INTO tiles (origin, level, n, hashes) VALUES (?, ?, ?, ?)");
         let put = put.bind(origin).bind(i64::from(level)).bind(signed(number)).bind(hashes);
         self.frames += 5;
-        put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        put.execute(self.calls.connection().await?).await.map(drop).map_err(|error| inside(&error))
     }
 
     /// The full tiles of a level with these numbers, those that are there.
@@ -34,8 +34,11 @@ impl Database {
         numbers: std::ops::Range<u64>,
     ) -> Result<Vec<(u64, Vec<u8>)>, Error> {
         let rows = sqlx::query(TILES).bind(origin).bind(i64::from(level));
-        let rows =
-            rows.bind(signed(numbers.start)).bind(signed(numbers.end)).fetch_all(&mut self.connection).await;
+        let rows = rows
+            .bind(signed(numbers.start))
+            .bind(signed(numbers.end))
+            .fetch_all(self.calls.connection().await?)
+            .await;
         rows.and_then(|rows| rows.iter().map(tile).collect()).map_err(|error| inside(&error))
     }
 
@@ -43,7 +46,7 @@ impl Database {
     pub async fn tile_count(&mut self, origin: &str) -> Result<u64, Error> {
         let count =
             sqlx::query_scalar("SELECT COALESCE(MAX(n) + 1, 0) FROM tiles WHERE origin = ? AND level = 0");
-        let count = count.bind(origin).fetch_one(&mut self.connection).await;
+        let count = count.bind(origin).fetch_one(self.calls.connection().await?).await;
         count.map(unsigned).map_err(|error| inside(&error))
     }
 
@@ -54,7 +57,7 @@ impl Database {
         );
         let put = put.bind(origin).bind(signed(row.size)).bind(row.at).bind(&row.body).bind(&row.signatures);
         self.frames += 3;
-        put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        put.execute(self.calls.connection().await?).await.map(drop).map_err(|error| inside(&error))
     }
 
     /// Adds lines of signatures to a head, once.
@@ -64,7 +67,7 @@ impl Database {
         );
         let put = put.bind(lines).bind(origin).bind(signed(size));
         self.frames += 3;
-        put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        put.execute(self.calls.connection().await?).await.map(drop).map_err(|error| inside(&error))
     }
 
     /// Size and time of the heads that are older than this, and whether somebody else signed them too.
@@ -76,7 +79,7 @@ impl Database {
         let rows = sqlx::query_as::<_, (i64, i64, bool)>(
             "SELECT size, at, instr(replace(signatures, '— ' || origin || ' ', ''), '— ') > 0 FROM checkpoints WHERE origin = ? AND at < ? ORDER BY size",
         );
-        let rows = rows.bind(origin).bind(at).fetch_all(&mut self.connection).await;
+        let rows = rows.bind(origin).bind(at).fetch_all(self.calls.connection().await?).await;
         Ok(rows
             .map_err(|error| inside(&error))?
             .into_iter()
@@ -89,7 +92,7 @@ impl Database {
         for size in sizes {
             let drop = sqlx::query("DELETE FROM checkpoints WHERE origin = ? AND size = ?");
             let drop = drop.bind(origin).bind(signed(*size));
-            drop.execute(&mut self.connection).await.map_err(|error| inside(&error))?;
+            drop.execute(self.calls.connection().await?).await.map_err(|error| inside(&error))?;
         }
         Ok(())
     }
@@ -100,12 +103,12 @@ impl Database {
             "INSERT INTO log_keys (origin, public, since) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         );
         let put = put.bind(&key.origin).bind(&key.public).bind(signed(key.since));
-        put.execute(&mut self.connection).await.map(drop).map_err(|error| inside(&error))
+        put.execute(self.calls.connection().await?).await.map(drop).map_err(|error| inside(&error))
     }
 
     /// The keys of all logs, oldest first in each.
     pub async fn log_keys(&mut self) -> Result<Vec<LogKey>, Error> {
-        let rows = sqlx::query(KEYS).fetch_all(&mut self.connection).await;
+        let rows = sqlx::query(KEYS).fetch_all(self.calls.connection().await?).await;
         rows.and_then(|rows| rows.iter().map(log_key).collect()).map_err(|error| inside(&error))
     }
 }
