@@ -98,7 +98,10 @@ pub struct Digest(String);
 impl Digest {
     /// Plain SHA-256 of bytes that are ours to publish (policies, payloads).
     pub fn sha256(parts: &[&[u8]]) -> Self {
-        Self(format!("sha256:{}", hex::encode(sha256(parts))))
+        let mut digits = [0; 64];
+        // As long as twice the hash, so it fits.
+        let _ = hex::encode_to_slice(sha256(parts), &mut digits);
+        Self(["sha256:", &String::from_utf8_lossy(&digits)].concat())
     }
 
     /// Wraps the 32 bytes of a keyed digest; made by `keys` only.

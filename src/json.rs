@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// How large a document's structure may be.
@@ -101,7 +101,7 @@ fn read(bytes: &[u8], bounds: Bounds) -> Result<Value, Fault> {
 
 /// Reads back what this program wrote itself.
 #[expect(clippy::disallowed_methods, reason = "our own bytes, digested or written by us")]
-pub fn own<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+pub fn own<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, serde_json::Error> {
     serde_json::from_slice(bytes)
 }
 

@@ -6,21 +6,24 @@
 //! without gaps, and a log that follows another says truly where that one ended. The first entry that is wrong is named.
 //! What this shows rests on who signed: the host's own key, one that is trusted, or a witness who saw it at a time.
 
+mod across;
 mod exported;
 mod heads;
 mod projection;
 mod story;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
-use serde_json::Value;
+use tokio_util::task::TaskTracker;
 
 use super::checkpoint::{Note, Verifier};
 use crate::clock::Time;
 use crate::store::{Error, Location, LogRow, Reader};
 
+use across::Across;
 pub use exported::export;
 use heads::Heads;
 use story::{Digested, Retention, Story, digest};
@@ -131,27 +134,6 @@ fn not_the_head(size: u64) -> Fault {
     ))
 }
 
-/// A log by its number in [`Across::names`], and an entry of it.
-type Place = (u32, u64);
-
-/// What concerns more than one log.
-#[derive(Default)]
-struct Across {
-    /// The logs that are read: elsewhere they are numbers.
-    names: Vec<String>,
-    /// Of each target: the changes with their places.
-    counted: HashMap<String, Vec<(u64, Place)>>,
-    /// Of each target: its newest change that was applied, with the entries retention has to keep of it.
-    newest: HashMap<String, (u64, Vec<(String, u64)>)>,
-    /// Of each log: which entries lack their payload.
-    lacking: HashMap<String, Vec<bool>>,
-    retention: Retention,
-    /// Entries that speak of another log's.
-    foreign: Vec<(String, u64, String, u64)>,
-    /// What the first entry of a log that follows another says.
-    successions: Vec<(String, Value)>,
-}
-
 /// Reads every log up to the head it has now; `read` hears of each step.
 pub async fn run(
     store: &Location,
@@ -187,7 +169,7 @@ async fn pass(
     asked: &Asked,
     read: &mut impl FnMut(usize),
 ) -> Result<Vec<Verified>, Error> {
-    let mut across = Across { retention: Retention::of(below), ..Across::default() };
+    let mut across = Across::within(Retention::of(below));
     // All heads at one moment: what is appended meanwhile is not looked at.
     let logs = reader.logs().await?;
     let mut found = Vec::new();
@@ -226,10 +208,13 @@ async fn one(
     let mut heads = Heads::of(reader, log, asked).await?;
     let mut fault = heads.begin();
     // Read and hashed ahead, on as many cores as there are.
-    let chunks = stream::iter((0..log.size).step_by(CHUNK as usize)).map(|from| digested(reader, log, from));
+    let ahead = TaskTracker::new();
+    let chunks = stream::iter((0..log.size).step_by(CHUNK as usize))
+        .map(|from| ahead.spawn(digested(reader.clone(), log.origin.clone(), from..log.size)));
     let mut chunks = std::pin::pin!(chunks.buffered(AHEAD));
     'reading: while fault.is_none() && story.size() < log.size {
-        let chunk = chunks.next().await.unwrap_or(Ok(Vec::new()))?;
+        let chunk = chunks.next().await.unwrap_or(Ok(Ok(Vec::new())));
+        let chunk = chunk.map_err(|lost| Error::Wait(lost.to_string()))??;
         let count = chunk.len();
         if count == 0 {
             fault = Some(Fault::at(story.size(), "it is missing"));
@@ -240,7 +225,9 @@ async fn one(
                 fault = Some(Fault::at(story.size(), what));
                 break 'reading;
             }
-            if let Some(wrong) = heads.pass(&story.tree).await? {
+            if heads.is_due(story.size())
+                && let Some(wrong) = heads.pass(&story.tree).await?
+            {
                 fault = Some(wrong);
                 break 'reading;
             }
@@ -269,10 +256,10 @@ async fn one(
     Ok(verified)
 }
 
-/// A chunk of a log's entries from a number on, each judged by itself.
-async fn digested(reader: &Reader, log: &LogRow, from: u64) -> Result<Vec<Digested>, Error> {
-    let mut entries = reader.entries_of(&log.origin, from, CHUNK).await?;
-    entries.retain(|entry| entry.index < log.size);
+/// A chunk of a log's entries, each judged by itself.
+async fn digested(reader: Reader, origin: String, within: Range<u64>) -> Result<Vec<Digested>, Error> {
+    let mut entries = reader.entries_of(&origin, within.start, CHUNK).await?;
+    entries.retain(|entry| entry.index < within.end);
     let hashing = move || entries.iter().map(|entry| digest(entry, true)).collect();
     tokio::task::spawn_blocking(hashing).await.map_err(|lost| Error::Wait(lost.to_string()))
 }
@@ -285,113 +272,4 @@ async fn beyond(reader: &Reader, log: &LogRow) -> Result<Option<Fault>, Error> {
     let now = reader.logs().await?;
     let has_moved = now.iter().any(|now| now.origin == log.origin && now.size > log.size);
     Ok((!has_moved).then(|| Fault::at(log.size, "it follows the head of the log; nobody has committed it")))
-}
-
-impl Across {
-    /// What can be said once every log was read; `followed` says which log goes on in another's place. A fault goes to the log it concerns, unless that has one.
-    fn conclude(&mut self, followed: &HashMap<String, String>, found: &mut [Verified]) {
-        let mut faults: Vec<(String, Fault)> = Vec::new();
-        for log in found.iter().filter(|log| log.pruned > 0) {
-            faults.extend(self.retention.unsaid(&log.origin).map(|fault| (log.origin.clone(), fault)));
-        }
-        faults.extend(self.out_of_order());
-        faults.extend(self.kept_and_gone());
-        for (origin, index, of_origin, of_index) in &self.foreign {
-            // A log that a store lost entries of was succeeded, and its successor may speak of what is lost.
-            let is_there = found.iter().any(|log| log.origin == *of_origin && *of_index < log.size)
-                || followed.contains_key(of_origin);
-            if !is_there {
-                let what = format!("it speaks of entry {of_index} of {of_origin}, which is not there");
-                faults.push((origin.clone(), Fault::at(*index, what)));
-            }
-        }
-        for (origin, said) in &self.successions {
-            let what = wrong_succession(said, origin, followed, found);
-            faults.extend(what.map(|what| (origin.clone(), Fault::at(0, what))));
-        }
-        for (previous, by) in followed {
-            if !self.successions.iter().any(|(origin, said)| origin == by && said["previous"] == **previous) {
-                let what = format!("it is marked as followed by {by}, whose first entry does not say so");
-                faults.push((previous.clone(), Fault::of_log(what)));
-            }
-        }
-        for (previous, by) in followed {
-            let said = self.successions.iter().find(|(origin, _)| origin == by).map(|(_, said)| said);
-            let Some(log) = found.iter_mut().find(|log| log.origin == *previous) else { continue };
-            // Of another log than this one it says only where that ended.
-            let known = said.filter(|said| said["known"]["origin"].is_null());
-            let lost = known.and_then(|said| said["known"]["size"].as_u64()?.checked_sub(log.size));
-            log.followed = Some(Followed { by: by.clone(), lost });
-        }
-        for (origin, fault) in faults {
-            if let Some(log) = found.iter_mut().find(|log| log.origin == origin && log.fault.is_none()) {
-                log.fault = Some(fault);
-            }
-        }
-    }
-
-    /// The changes of a target are 1, 2, 3, … over all logs.
-    fn out_of_order(&mut self) -> Option<(String, Fault)> {
-        let names = &self.names;
-        std::mem::take(&mut self.counted).into_iter().find_map(|(target, mut changes)| {
-            changes.sort_unstable();
-            let wrong = (1..).zip(&changes).find(|(expected, (seq, ..))| expected != seq);
-            wrong.map(|(expected, (seq, (log, index)))| {
-                let what = format!("it is change {seq} of {target}, where change {expected} has to be");
-                (names[*log as usize].clone(), Fault::at(*index, what))
-            })
-        })
-    }
-
-    /// Retention keeps what was said of each target's newest applied change: by it drift is told.
-    fn kept_and_gone(&self) -> Vec<(String, Fault)> {
-        let lacks = |(origin, index): &&(String, u64)| {
-            let index = usize::try_from(*index).unwrap_or(usize::MAX);
-            self.lacking.get(origin).and_then(|log| log.get(index)).copied().unwrap_or(false)
-        };
-        let gone =
-            self.newest.iter().filter_map(|(target, (_, kept))| Some((target, kept.iter().find(lacks)?)));
-        let fault = |(target, (origin, index)): (&String, &(String, u64))| {
-            let what =
-                format!("its payload is missing; retention keeps that of the newest change of {target}");
-            (origin.clone(), Fault::at(*index, what))
-        };
-        gone.map(fault).collect()
-    }
-
-    /// An outcome or settlement says that a change of a target was applied.
-    fn applied(&mut self, target: String, seq: u64, by: (String, u64), of: (String, u64)) {
-        let newest = self.newest.entry(target).or_default();
-        if seq >= newest.0 {
-            // An outcome and a settlement of one change are both kept.
-            let mut kept = if seq == newest.0 { std::mem::take(&mut newest.1) } else { Vec::new() };
-            kept.extend([of, by]);
-            *newest = (seq, kept);
-        }
-    }
-}
-
-/// A log that follows another was begun because that one had lost something, and says where it ends.
-fn wrong_succession(
-    said: &Value,
-    origin: &str,
-    followed: &HashMap<String, String>,
-    found: &[Verified],
-) -> Option<String> {
-    let previous = said["previous"].as_str().unwrap_or_default();
-    let Some(ended) = found.iter().find(|log| log.origin == previous) else {
-        // The store lost all of it.
-        return (!said["found"].is_null()).then(|| format!("it follows {previous}, which is not there"));
-    };
-    if ended.fault.is_some() {
-        return None;
-    }
-    let by = followed.get(previous).map(String::as_str);
-    let is_true = said["found"]["size"] == ended.size && said["found"]["root"] == *ended.root;
-    (!is_true || by != Some(origin)).then(|| {
-        format!(
-            "it says that {previous} ended with {} entries, and that one has {}",
-            said["found"]["size"], ended.size
-        )
-    })
 }

@@ -721,7 +721,7 @@ impl Writer {
             }
         }
         let first = batch.rows.first().map(|row| (row.index, row.envelope.clone()));
-        let result = log.write(&batch).await;
+        let result = log.write(&mut batch).await;
         match result {
             Ok(()) => {}
             Err(error @ (store::Error::InDoubt(_) | store::Error::Displaced { .. })) => {

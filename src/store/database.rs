@@ -12,7 +12,7 @@ use super::{
 /// The writer's connection.
 pub enum Database {
     /// To a file.
-    Sqlite(sqlite::Database),
+    Sqlite(Box<sqlite::Database>),
     /// To a server.
     Postgres(Box<postgres::Database>),
 }
@@ -31,7 +31,7 @@ impl Database {
     /// migrated by its owner.
     pub async fn open(location: &Location, may_create: bool) -> Result<Self, Error> {
         Ok(match location {
-            Location::Sqlite(path) => Self::Sqlite(sqlite::Database::open(path, may_create).await?),
+            Location::Sqlite(path) => Self::Sqlite(Box::new(sqlite::Database::open(path, may_create).await?)),
             Location::Postgres(server) => Self::Postgres(Box::new(postgres::Database::open(server).await?)),
         })
     }

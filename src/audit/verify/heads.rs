@@ -99,6 +99,12 @@ impl<'a> Heads<'a> {
         Ok(None)
     }
 
+    /// Whether there are heads of a size that is reached.
+    pub(super) fn is_due(&self, size: u64) -> bool {
+        let is_reached = |head: &Note| head.checkpoint.size <= size;
+        self.stored.front().is_some_and(is_reached) || self.given.last().is_some_and(is_reached)
+    }
+
     /// Compares the heads of the size that is reached.
     pub(super) async fn pass(&mut self, tree: &Frontier) -> Result<Option<Fault>, Error> {
         let size = tree.size();

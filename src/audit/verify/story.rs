@@ -2,6 +2,7 @@
 //!
 //! What an entry says by itself is looked at apart from what it says among others, so that many can be hashed at once.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
@@ -19,18 +20,26 @@ const TILES: u64 = 64;
 
 /// What is looked at of an envelope.
 #[derive(Deserialize)]
-struct Envelope {
+struct Envelope<'a> {
     v: u64,
     index: u64,
     at: i64,
-    kind: String,
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
     of: Option<EntryRef>,
-    operation: Option<String>,
+    #[serde(borrow)]
+    operation: Option<Text<'a>>,
     target: Option<String>,
     seq: Option<u64>,
-    result: Option<String>,
-    payload: String,
+    #[serde(borrow)]
+    result: Option<Text<'a>>,
+    #[serde(borrow)]
+    payload: Cow<'a, str>,
 }
+
+/// Text that is not copied if it can be had as it stands.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// An entry, as far as it can be judged by itself.
 pub(super) struct Digested {
@@ -75,7 +84,7 @@ impl Digested {
         self.at
     }
 
-    fn compare(&mut self, entry: &StoredEntry, envelope: Envelope, has_row: bool) {
+    fn compare(&mut self, entry: &StoredEntry, envelope: Envelope<'_>, has_row: bool) {
         let of = envelope.of.map(|of| (of.origin, of.index));
         self.at = envelope.at;
         self.wrong = if envelope.v != 1 || envelope.index != entry.index {
@@ -97,12 +106,15 @@ impl Digested {
         let change = envelope.target.zip(envelope.seq);
         match &*entry.kind {
             "attempt" => self.change = change,
-            "outcome" | "settlement" if envelope.result.as_deref() == Some("applied") => {
+            "outcome" | "settlement"
+                if envelope.result.as_ref().is_some_and(|result| result.0 == "applied") =>
+            {
                 self.applied = change;
             }
             _ => {}
         }
-        if let Some(name @ ("lifecycle.prune" | "lifecycle.succession")) = envelope.operation.as_deref() {
+        let operation = envelope.operation.as_ref().map(|operation| &*operation.0);
+        if let Some(name @ ("lifecycle.prune" | "lifecycle.succession")) = operation {
             let said = entry.body.as_deref().and_then(|body| json::own(body).ok());
             self.said = Some((name.to_owned(), said.unwrap_or(Value::Null)));
         }
@@ -127,10 +139,9 @@ pub(super) struct Story {
 
 impl Story {
     pub(super) fn new(origin: &str, across: &mut Across) -> Self {
-        across.names.push(origin.to_owned());
         Self {
             origin: origin.to_owned(),
-            number: u32::try_from(across.names.len() - 1).unwrap_or(u32::MAX),
+            number: across.number(origin),
             lacking: Vec::new(),
             tree: Frontier::default(),
             last_at: 0,
@@ -158,7 +169,8 @@ impl Story {
         }
         self.last_at = entry.at;
         if let (Some((target, seq)), Some(of)) = (entry.applied, &entry.of) {
-            across.applied(target, seq, (self.origin.clone(), entry.index), of.clone());
+            let of = (across.number(&of.0), of.1);
+            across.applied(target, seq, (self.number, entry.index), of);
         }
         match entry.of {
             Some((origin, index)) if origin == self.origin && index >= entry.index => {

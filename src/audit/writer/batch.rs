@@ -172,11 +172,11 @@ impl Log {
         batch.rows.push(EntryRow { index, kind: entry.kind.into(), of, envelope, salt, body });
     }
 
-    pub(super) async fn write(&mut self, batch: &Batch) -> Result<(), store::Error> {
+    pub(super) async fn write(&mut self, batch: &mut Batch) -> Result<(), store::Error> {
         batch.targets.write(&mut self.database).await?;
         if !batch.rows.is_empty() {
             let rows = self.database.append(&self.origin, &batch.rows).await?;
-            let placed = batch.projected.iter().cloned().zip(rows);
+            let placed = std::mem::take(&mut batch.projected).into_iter().zip(rows);
             let (changes, updates) =
                 parted(placed.filter_map(|(projected, row)| Some(projected?.at_row(row))));
             self.database.project(&changes, &updates).await?;

@@ -19,6 +19,9 @@ use super::{
 const COLUMNS: &str = "SELECT row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, \
      warned, rules, pointers, search, outcome_row, settlement_row, origin FROM changes ";
 
+/// Rows that are read before somebody takes them: a whole page, so that nobody waits for anybody within it.
+const ROWS: usize = 1024;
+
 /// Read-only connections for queries.
 #[derive(Clone)]
 pub struct Reader(pub(super) SqlitePool);
@@ -47,6 +50,7 @@ impl Reader {
             .filename(path)
             .read_only(true)
             .busy_timeout(Duration::from_secs(2))
+            .row_buffer_size(ROWS)
             .disable_statement_logging();
         let pool = SqlitePoolOptions::new().max_connections(4).acquire_timeout(Duration::from_secs(5));
         pool.connect_with(options).await.map(Self).map_err(|error| opening(path, &error))
