@@ -124,6 +124,7 @@ fn routes(state: &State) -> Router<State> {
         .route("/v1/changes/{id}", get(changes::one))
         .route("/v1/changes/{id}/proof", get(proofs::change))
         .route("/v1/targets/{id}/history", get(changes::history))
+        .route("/v1/lifecycle", get(changes::lifecycle))
         .route("/v1/log/entries", get(proofs::entries))
         .route("/v1/log/tile/entries/{*bundle}", get(proofs::bundle))
         .route_layer(middleware::from_fn_with_state(state.clone(), noted));

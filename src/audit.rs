@@ -15,6 +15,7 @@ mod entry;
 mod envelope;
 pub mod evidence;
 mod fold;
+pub mod lifecycle;
 mod projection;
 pub mod proofs;
 mod prune;

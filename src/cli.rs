@@ -14,6 +14,7 @@ mod health;
 mod history;
 mod identity;
 mod keys;
+mod lifecycle;
 mod out;
 mod policy;
 mod prove;
@@ -100,6 +101,14 @@ enum Command {
         settings: Settings,
         #[command(flatten)]
         args: history::Args,
+    },
+    /// List what the gateways did and who read the history, newest first
+    #[command(after_help = "Example: patchwarden lifecycle --kind access")]
+    Lifecycle {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        args: lifecycle::Args,
     },
     /// Show one change with the state before and after
     #[command(after_help = "Example: patchwarden show last")]
@@ -317,6 +326,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Config { settings, args } => config::run(&args, &settings),
         Command::Health { settings, args } => health::run(&args, &settings.load(false)?).await,
         Command::History { settings, args } => history::run(&args, &settings.load(false)?).await,
+        Command::Lifecycle { settings, args } => lifecycle::run(&args, &settings.load(false)?).await,
         Command::Show { settings, args } => show::run(&args, &settings.load(false)?).await,
         Command::Verify { settings, args } => verify::run(&args, &settings.load(false)?).await,
         Command::Prove { settings, args } => prove::run(&args, &settings.load(false)?).await,

@@ -1,3 +1,3 @@
--- What a start and a settlement look for, in a store of any size. Few rows are in either index.
-CREATE INDEX entries_lifecycle ON entries (origin, idx) WHERE kind = 'lifecycle';
+-- What a start, a settlement and a list of what the gateways did look for, in a store of any size.
+CREATE INDEX entries_of_gateways ON entries (kind, row) WHERE kind IN ('lifecycle', 'access');
 CREATE INDEX targets_held ON targets (open_since) WHERE open_unknown;

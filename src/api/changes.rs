@@ -1,4 +1,4 @@
-//! The history over HTTP: a page of changes, one change, one identity's story.
+//! The history over HTTP: a page of changes, one change, one identity's story, and that of the gateways.
 //!
 //! Queries are read by [`super::filter`], as on the command line. A page may be short, even empty, and still have a
 //! `next_cursor`; only `null` there means the end.
@@ -38,6 +38,17 @@ pub(super) async fn history(
         Listing::paging(&pairs(query.as_deref()), state.clock.now(), MAX_LIMIT).map_err(Problem::bad)?;
     let page = reader(&state)?.target_history(&target, listing.cursor.as_deref(), listing.limit).await;
     Ok(answer(&page.map_err(|cause| Problem::store(&cause))?))
+}
+
+/// `GET /v1/lifecycle`: what the log says of the gateways themselves, newest first.
+pub(super) async fn lifecycle(
+    extract::State(state): extract::State<State>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let asked = filter::lifecycle(&pairs(query.as_deref()), MAX_LIMIT).map_err(Problem::bad)?;
+    let page = reader(&state)?.lifecycle(asked.kind.as_deref(), asked.cursor, asked.limit).await;
+    let page = page.map_err(|cause| Problem::store(&cause))?;
+    Ok(json_answer(&json!({"entries": page.changes, "next_cursor": page.next_cursor})))
 }
 
 /// `GET /v1/changes/{id}`: by id or number, or the `last` one.

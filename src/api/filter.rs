@@ -4,6 +4,7 @@
 //! and a value that can match nothing are errors that say what would pass: a mistyped filter must never look like
 //! "nothing happened". Flags of the command line and parameters of the API have the same names.
 
+use crate::audit::lifecycle::KINDS as KINDS_OF_GATEWAYS;
 use crate::audit::query::Filter;
 use crate::clock::Time;
 use crate::id::ChangeId;
@@ -55,9 +56,7 @@ impl Listing {
         let mut listing =
             Self { filter: Filter::default(), limit: DEFAULT_LIMIT.min(max_limit), cursor: None };
         for (at, (name, value)) in pairs.iter().enumerate() {
-            if pairs[..at].iter().any(|(earlier, _)| earlier == name) {
-                return Err(format!("`{}` is given twice; give it once", shown(name)));
-            }
+            once(&pairs[..at], name)?;
             match name.as_str() {
                 "limit" => listing.limit = number(value, max_limit)?,
                 "cursor" => listing.cursor = Some(cursor(value)?),
@@ -80,6 +79,47 @@ impl Listing {
             }
             None => Self::parse(pairs, now, max_limit),
         }
+    }
+}
+
+/// Which entries about the gateways.
+#[derive(Clone, Debug)]
+pub struct Lifecycle {
+    /// Of one kind only.
+    pub kind: Option<String>,
+    /// How many at most.
+    pub limit: usize,
+    /// Where to go on, from the page before.
+    pub cursor: Option<u64>,
+}
+
+/// Reads pairs of name and value; `max_limit` is the largest `limit`.
+pub fn lifecycle(pairs: &[(String, String)], max_limit: usize) -> Result<Lifecycle, String> {
+    let mut asked = Lifecycle { kind: None, limit: DEFAULT_LIMIT.min(max_limit), cursor: None };
+    for (at, (name, value)) in pairs.iter().enumerate() {
+        once(&pairs[..at], name)?;
+        match name.as_str() {
+            "kind" => asked.kind = Some(choice(name, value, &KINDS_OF_GATEWAYS)?),
+            "limit" => asked.limit = number(value, max_limit)?,
+            "cursor" => {
+                let place = value.parse().map_err(|_| {
+                    format!("`cursor` is `{}`; give the `next_cursor` of the page before", shown(value))
+                })?;
+                asked.cursor = Some(place);
+            }
+            _ => {
+                let name = shown(name);
+                return Err(format!("`{name}` is no parameter here; there are `kind`, `limit` and `cursor`"));
+            }
+        }
+    }
+    Ok(asked)
+}
+
+fn once(earlier: &[(String, String)], name: &str) -> Result<(), String> {
+    match earlier.iter().any(|(earlier, _)| earlier == name) {
+        true => Err(format!("`{}` is given twice; give it once", shown(name))),
+        false => Ok(()),
     }
 }
 

@@ -70,6 +70,10 @@ impl Reader {
         Self(reader)
     }
 
+    pub(super) fn store(&self) -> &store::Reader {
+        &self.0
+    }
+
     /// Opens a store read-only.
     pub async fn open(store: &Location) -> Result<Self, String> {
         store::Reader::open(store).await.map(Self).map_err(|error| error.to_string())

@@ -61,6 +61,17 @@ impl Reader {
         either!(self, reader => reader.entries(rows).await)
     }
 
+    /// Entries of a kind that concerns the gateways themselves, below a row, the newest first.
+    pub async fn entries_of_gateways(
+        &self,
+        kind: &str,
+        before: i64,
+        limit: usize,
+    ) -> Result<Vec<StoredEntry>, Error> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        either!(self, reader => reader.entries_of_gateways(kind, before, limit).await)
+    }
+
     /// Payloads by row; what retention removed is not there.
     pub async fn payloads(&self, rows: &[i64]) -> Result<Vec<(i64, Vec<u8>)>, Error> {
         either!(self, reader => reader.payloads(rows).await)

@@ -37,8 +37,8 @@ const WAL_HEAD: u64 = 32;
 const CACHE: &str = "-16384";
 /// Texts of statements that are kept prepared: those of small batches are many.
 const STATEMENTS: usize = 300;
-/// Frames in the WAL from which on it is copied back: 16 MiB. Commits wait for each other's disk meanwhile, so not too often.
-const CHECKPOINT: u64 = 4000;
+/// Frames in the WAL from which on it is copied back.
+const CHECKPOINT: u64 = 1000;
 /// Free pages given back in one transaction.
 const VACUUM_PAGES: u64 = 500;
 /// What to do about a file that cannot be read.
@@ -215,12 +215,12 @@ impl Database {
 
     fn database(&self) -> Result<File, Error> {
         let now = identity(&self.path).map_err(|error| self.displaced(&error.to_string(), false))?;
-        match self.files.map(|before| before.database) {
-            Some(before) if before.id != now.id || now.length < before.length => {
-                Err(self.displaced("it was replaced or cut", false))
-            }
-            _ => Ok(now),
+        let Some(before) = self.files.map(|before| before.database) else { return Ok(now) };
+        // Once free pages were given back, whoever copies the WAL makes the file shorter.
+        if before.id != now.id || (now.length < before.length && !self.shrinks) {
+            return Err(self.displaced("it was replaced or cut", false));
         }
+        Ok(now)
     }
 
     fn wal(&self) -> Result<File, Error> {
@@ -530,10 +530,10 @@ impl Database {
 
     /// The newest lifecycle entry of a log below a number.
     pub async fn lifecycle_before(&mut self, origin: &str, index: u64) -> Result<Option<StoredEntry>, Error> {
-        // Named, since the planner would rather read the log backwards.
+        // Named, since the planner would rather read the log backwards. Rows follow each other as the log's numbers do.
         let text = format!(
-            "{ENTRY} WHERE e.row = (SELECT row FROM entries INDEXED BY entries_lifecycle \
-             WHERE origin = ? AND idx < ? AND kind = 'lifecycle' ORDER BY idx DESC LIMIT 1)"
+            "{ENTRY} WHERE e.row = (SELECT row FROM entries INDEXED BY entries_of_gateways \
+             WHERE kind = 'lifecycle' AND kind IN ('lifecycle', 'access') AND origin = ? AND idx < ? ORDER BY row DESC LIMIT 1)"
         );
         let query = sqlx::query(sqlx::AssertSqlSafe(text)).bind(origin).bind(signed(index));
         let row = query.fetch_optional(self.calls.connection().await?).await;

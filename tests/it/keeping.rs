@@ -196,6 +196,60 @@ async fn whoever_reads_the_history_over_http_is_on_record_by_name_and_number() {
 }
 
 #[tokio::test]
+async fn what_the_gateways_did_and_who_read_is_listed_newest_first() {
+    let (_upstream, mut gateway) = attached().await;
+    let token = gateway.cli_ok(&["token", "create", "--role", "reader", "--name", "auditor"]);
+    let token = token.trim().to_owned();
+    assert_eq!(gateway.admin_get("/v1/changes", Some(&token)).await.status, 200);
+    eventually(|| verified(&gateway)[0]["kinds"]["access"] == 1).await;
+    assert!(gateway.terminate().await.success());
+    gateway.restart().await;
+    let listed = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+    let names = |listed: &Value| -> Vec<String> {
+        let entries = listed["entries"].as_array().unwrap().iter();
+        entries.map(|entry| entry["operation"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = listed(&gateway.cli_ok(&["lifecycle", "--format", "json"]));
+    let expected = ["lifecycle.start", "lifecycle.stop", "access.history", "lifecycle.start"];
+    assert_eq!((names(&all), &all["next_cursor"]), (expected.map(str::to_owned).to_vec(), &Value::Null));
+    let read = &all["entries"][2];
+    assert_eq!((&read["kind"], &read["said"]["token"]), (&json!("access"), &json!("auditor")));
+    assert_eq!(read["log"]["origin"], verified(&gateway)[0]["origin"]);
+    assert!(all["entries"][0]["at"].as_str() > all["entries"][3]["at"].as_str(), "{all}");
+    let table = gateway.cli_ok(&["lifecycle", "--kind", "access", "--utc"]);
+    assert!(table.contains("access.history") && table.contains("auditor"), "{table}");
+    assert!(!table.contains("lifecycle."), "{table}");
+
+    let page = async |query: &str| {
+        let answer = gateway.admin_get(&format!("/v1/lifecycle?kind=lifecycle{query}"), Some(&token)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        listed(&answer.text())
+    };
+    let first = page("&limit=2").await;
+    assert_eq!(names(&first), expected[..2]);
+    let rest = page(&format!("&limit=2&cursor={}", first["next_cursor"].as_str().unwrap())).await;
+    assert_eq!((names(&rest), &rest["next_cursor"]), (vec![expected[3].to_owned()], &Value::Null));
+    for (query, what) in [
+        ("kind=change", "`access`"),
+        ("limit=0", "1 to 500"),
+        ("cursor=x", "`next_cursor`"),
+        ("since=1h", "`kind`"),
+    ] {
+        let answer = gateway.admin_get(&format!("/v1/lifecycle?{query}"), Some(&token)).await;
+        assert_eq!(answer.status, 400, "{query}");
+        assert!(answer.text().contains(what), "{}", answer.text());
+    }
+    assert_eq!(gateway.admin_get("/v1/lifecycle", None).await.status, 401);
+    assert_eq!(run(&gateway, &["lifecycle", "--cursor", "x"]).0, Some(2));
+    // That is a read too.
+    eventually(|| {
+        let told = gateway.cli_ok(&["lifecycle", "--kind", "access", "--format", "json"]);
+        told.contains("\"/v1/lifecycle\"")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_read_is_answered_also_while_it_cannot_be_recorded() {
     let (_upstream, mut gateway) = attached().await;
     applied(&gateway, 3000).await;

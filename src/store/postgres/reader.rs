@@ -113,6 +113,20 @@ impl Reader {
         found.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
+    /// Entries of a kind that concerns the gateways themselves, below a row, the newest first.
+    pub async fn entries_of_gateways(
+        &self,
+        kind: &str,
+        before: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredEntry>, Error> {
+        let text = format!(
+            "{ENTRY} WHERE e.kind = $1 AND e.kind IN ('lifecycle', 'access') AND e.row < $2 ORDER BY e.row DESC LIMIT $3"
+        );
+        let found = self.rows(sqlx::query(AssertSqlSafe(text)).bind(kind).bind(before).bind(limit)).await?;
+        found.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
     /// Payloads by row; what retention removed is not there.
     pub async fn payloads(&self, rows: &[i64]) -> Result<Vec<(i64, Vec<u8>)>, Error> {
         let found =

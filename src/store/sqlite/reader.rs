@@ -108,6 +108,22 @@ impl Reader {
         rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
     }
 
+    /// Entries of a kind that concerns the gateways themselves, below a row, the newest first.
+    pub async fn entries_of_gateways(
+        &self,
+        kind: &str,
+        before: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredEntry>, Error> {
+        let text = format!(
+            "{ENTRY} WHERE e.row IN (SELECT row FROM entries INDEXED BY entries_of_gateways \
+             WHERE kind = ? AND kind IN ('lifecycle', 'access') AND row < ? ORDER BY row DESC LIMIT ?) ORDER BY e.row DESC"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(text)).bind(kind).bind(before).bind(limit);
+        let rows = rows.fetch_all(&self.0).await.map_err(|error| inside(&error))?;
+        rows.iter().map(stored).collect::<Result<_, _>>().map_err(|error| inside(&error))
+    }
+
     /// Payloads by row; what retention removed is not there.
     pub async fn payloads(&self, rows: &[i64]) -> Result<Vec<(i64, Vec<u8>)>, Error> {
         let mut query = QueryBuilder::new("SELECT row, body FROM payloads WHERE row IN (");
