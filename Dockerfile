@@ -4,6 +4,7 @@ FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 
 # The dependencies alone, behind empty targets: this layer lasts until Cargo.lock changes.
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src tests/it \
  && touch src/lib.rs tests/it/main.rs \
