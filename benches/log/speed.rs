@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use patchwarden::audit::Audit;
 use sqlx::ConnectOptions as _;
@@ -15,8 +15,12 @@ use tokio_util::task::TaskTracker;
 use super::Times;
 use super::scene::{self, Change, Scene, database, identity};
 
-/// Numbers of identities that belong to one measurement: each starts with ones that have no history.
-static NEXT: AtomicU64 = AtomicU64::new(10_000_000);
+/// Numbers of identities that belong to one measurement: each starts with ones that have no history, in a store that was
+/// measured before too.
+static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    AtomicU64::new(now.as_secs() * 1_000_000)
+});
 
 /// The disk itself: 4 KiB over what a file holds already, then `fdatasync`.
 fn overwrite(folder: &Path, times: usize) -> Times {
