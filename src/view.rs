@@ -11,7 +11,7 @@ mod table;
 
 use std::borrow::Cow;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::clock::Time;
 use crate::units::lifetime_text;
@@ -117,10 +117,35 @@ fn field_text(name: &str, value: &Value) -> String {
     }
 }
 
-fn secret(digest: &str) -> String {
-    let (label, hex) = digest.split_once(':').unwrap_or(("", digest));
-    let short: String = hex.chars().take(DIGEST_SHOWN).collect();
-    format!("secret {}:{}…", visible(label), visible(&short))
+fn secret(text: &str) -> String {
+    format!("secret {}", digest(text))
+}
+
+/// `sha256:0123456789ab…`
+fn digest(text: &str) -> String {
+    let label = text.find(':').map_or(0, |colon| colon + 1);
+    let short: String = text.chars().take(label + DIGEST_SHOWN).collect();
+    format!("{}…", visible(&short))
+}
+
+/// What an entry about the gateway says, in one line; its form and the time that stands beside it are left out.
+pub fn in_one_line(members: &Map<String, Value>) -> String {
+    let one = |(name, value): (&String, &Value)| {
+        let text = match value {
+            Value::Null => return None,
+            Value::String(text) if is_digest(text) => digest(text),
+            Value::String(text) => visible(text).into_owned(),
+            other => visible(&other.to_string()).into_owned(),
+        };
+        Some(format!("{} {text}", visible(name)))
+    };
+    let told = members.iter().filter(|(name, _)| !matches!(name.as_str(), "v" | "at"));
+    told.filter_map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn is_digest(text: &str) -> bool {
+    let hex = text.rsplit(':').next().unwrap_or(text);
+    hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! read beside a running gateway, page by page.
 
 use clap::ValueEnum;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::MISCONFIGURED;
 use super::out::{complain, print};
@@ -79,19 +79,12 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
 }
 
 fn row(entry: &Value, utc: bool) -> [String; 4] {
-    // The time stands in a column of its own, and the form's version says nothing to people.
-    let is_news =
-        |(name, value): &(&String, &Value)| !matches!(name.as_str(), "v" | "at") && !value.is_null();
-    let said = entry["said"].as_object().map(|said| {
-        let news: Map<_, _> =
-            said.iter().filter(is_news).map(|(name, value)| (name.clone(), value.clone())).collect();
-        Value::from(news).to_string()
-    });
+    let said = entry["said"].as_object().map(view::in_one_line);
     let operation = entry["operation"].as_str().unwrap_or_default();
     [
         entry["log"]["index"].to_string(),
         view::moment(&entry["at"], utc),
         operation.to_owned(),
-        said.map_or_else(|| "pruned".to_owned(), |said| view::visible(&said).into_owned()),
+        said.unwrap_or_else(|| "pruned".to_owned()),
     ]
 }
