@@ -5,9 +5,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use patchwarden::audit::Audit;
+use patchwarden::clock::Clock;
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio_util::task::TaskTracker;
@@ -17,10 +18,8 @@ use super::scene::{self, Change, Scene, database, identity};
 
 /// Numbers of identities that belong to one measurement: each starts with ones that have no history, in a store that was
 /// measured before too.
-static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    AtomicU64::new(now.as_secs() * 1_000_000)
-});
+static NEXT: LazyLock<AtomicU64> =
+    LazyLock::new(|| AtomicU64::new(u64::try_from(Clock::System.now().0).unwrap()));
 
 /// The disk itself: 4 KiB over what a file holds already, then `fdatasync`.
 fn overwrite(folder: &Path, times: usize) -> Times {
