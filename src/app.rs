@@ -35,8 +35,8 @@ use crate::settle::{self, Settler};
 use crate::upstream::Upstream;
 use crate::upstream::client_address::TrustedProxies;
 
-pub use offline::offline;
-use offline::{anchors, fingerprint, open_keys};
+pub use offline::{anchors, offline};
+use offline::{fingerprint, open_keys};
 use reload::{Folder, Reload};
 use verifying::Verifying;
 

@@ -37,7 +37,7 @@ pub async fn offline(config: &Config) -> Result<Audit, Failure> {
 }
 
 /// Where heads go beside the store.
-pub(super) fn anchors(config: &Config) -> Result<Anchors, Failure> {
+pub fn anchors(config: &Config) -> Result<Anchors, Failure> {
     Anchors::new(&config.anchor, config.limits.connect.0).map_err(|wrong| {
         let lines: Vec<_> = wrong.iter().map(ToString::to_string).collect();
         Failure::misconfigured(lines.join("\n"))

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::anchor::Anchors;
 use super::checkpoint::Checkpoint;
 use super::proofs::Tree;
 use super::verify::{self, Asked, Fault};
@@ -88,11 +89,11 @@ pub struct Found {
     pub logs: Vec<Kept>,
     /// The one this data folder goes on with.
     pub ours: Kept,
-    /// What was committed to it later, by the head kept outside the store.
+    /// What was committed to it later, by the heads kept outside the store.
     pub since: Since,
 }
 
-/// What the head kept outside the store says of a backup.
+/// What the heads kept outside the store say of a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Since {
     /// Nothing was committed that the backup does not hold.
@@ -101,7 +102,7 @@ pub enum Since {
     Entries(u64),
     /// The log has been succeeded by this one, of which the backup holds nothing.
     Succeeded(String),
-    /// There is no such head.
+    /// There is none.
     Unknown,
 }
 
@@ -115,7 +116,13 @@ pub fn restorable(store: &Location) -> Result<&Path, Error> {
 }
 
 /// Looks at a backup as what this data folder would go on with. An error says why it cannot.
-pub async fn look(file: &Path, store: &Location, data: &Path, keys: &Keys) -> Result<Found, Error> {
+pub async fn look(
+    file: &Path,
+    store: &Location,
+    data: &Path,
+    keys: &Keys,
+    anchors: &Anchors,
+) -> Result<Found, Error> {
     let place = restorable(store)?;
     let wal = beside_raw(file, "-wal");
     if fs::metadata(&wal).is_ok_and(|wal| wal.len() > 0) {
@@ -128,7 +135,9 @@ pub async fn look(file: &Path, store: &Location, data: &Path, keys: &Keys) -> Re
     let readable = Readable::of(file, &beside(place, "looked")).await?;
     let logs = verified(&readable, file).await?;
     let reader = Reader::open(&readable.location()).await?;
-    let found = ours(&reader, &logs, file, store, data, keys).await;
+    let mut outside = anchors.heads(keys).await;
+    outside.extend(outside_head(store, data, keys)?);
+    let found = ours(&reader, &logs, file, data, keys, &outside).await;
     reader.close().await;
     let (ours, since) = found?;
     Ok(Found { logs, ours, since })
@@ -138,9 +147,9 @@ async fn ours(
     reader: &Reader,
     logs: &[Kept],
     file: &Path,
-    store: &Location,
     data: &Path,
     keys: &Keys,
+    outside: &[Checkpoint],
 ) -> Result<(Kept, Since), Error> {
     let (public, closed) = (reader.log_keys().await?, reader.meta("closed").await?);
     let own: Vec<_> = keys.log_publics().into_iter().map(hex::encode).collect();
@@ -155,20 +164,22 @@ async fn ours(
             origins.join(", ")
         ))
     })?;
-    let since = match outside_head(store, data, keys)? {
-        None => Since::Unknown,
-        Some(head) if head.origin != ours.origin => Since::Succeeded(head.origin),
-        Some(head) if head.size > ours.size => Since::Entries(head.size - ours.size),
-        Some(head) => {
-            if !begins_with(reader, &head).await? {
-                return Err(Error::Fatal(format!(
-                    "{} tells another story than the log of this data folder: its first {} entries are not those that were committed",
-                    file.display(),
-                    head.size
-                )));
-            }
-            Since::Nothing
+    for head in outside.iter().filter(|head| head.origin == ours.origin && head.size <= ours.size) {
+        if !begins_with(reader, head).await? {
+            return Err(Error::Fatal(format!(
+                "{} tells another story than the log of this data folder: its first {} entries are not those that were committed",
+                file.display(),
+                head.size
+            )));
         }
+    }
+    let later = outside.iter().find(|head| logs.iter().all(|log| log.origin != head.origin));
+    let most = outside.iter().filter(|head| head.origin == ours.origin).map(|head| head.size).max();
+    let since = match (later, most) {
+        (Some(later), _) => Since::Succeeded(later.origin.clone()),
+        (None, Some(most)) if most > ours.size => Since::Entries(most - ours.size),
+        (None, Some(_)) => Since::Nothing,
+        (None, None) => Since::Unknown,
     };
     Ok((ours.clone(), since))
 }

@@ -1,14 +1,14 @@
 //! `patchwarden restore FILE`: puts a backup in the place of a store that is not there.
 //!
 //! First it is looked at: whether it is whole, whether its log is that of this data folder, and how much of the log it
-//! does not hold, by the head kept outside the store. Then it is put in place, unless only that was asked, or a store is
+//! does not hold, by the heads kept outside the store. Then it is put in place, unless only that was asked, or a store is
 //! there, or a gateway runs. Ends with 1 when the file cannot be used.
 
 use std::path::PathBuf;
 
 use super::out::{complain, print};
 use super::{UNABLE, WRONG};
-use crate::app::Failure;
+use crate::app::{self, Failure};
 use crate::audit::backup::{self, Since};
 use crate::config::Config;
 use crate::keys::Keys;
@@ -30,7 +30,8 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let fingerprint = config.audit.fingerprint_key_file.as_deref();
     let keys = Keys::open(&config.data, fingerprint, true);
     let keys = keys.map_err(|error| Failure { code: WRONG, message: error.to_string() })?;
-    let found = backup::look(&args.file, &config.store, &config.data, &keys).await;
+    let anchors = app::anchors(config)?;
+    let found = backup::look(&args.file, &config.store, &config.data, &keys, &anchors).await;
     let found = found.map_err(|error| failure(&error))?;
     let mut told = String::new();
     for log in &found.logs {
@@ -41,7 +42,10 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
     let (origin, size) = (&found.ours.origin, found.ours.size);
     complain(&match &found.since {
         Since::Nothing => {
-            format!("nothing is lost: the backup holds all that {} says was committed", head.display())
+            format!(
+                "nothing is lost: the backup holds all that was committed, as {} and what `[anchor]` names say",
+                head.display()
+            )
         }
         Since::Entries(lost) => format!(
             "{lost} entries of {origin}, from entry {size} on, are not in the backup and would be lost; the next start closes that log and begins another, whose first entry says so (event succession)"
@@ -50,7 +54,7 @@ pub(super) async fn run(args: &Args, config: &Config) -> Result<u8, Failure> {
             "the backup was made before {origin} was succeeded by {by}, and holds nothing of that; the next start begins another log, whose first entry says so (event succession)"
         ),
         Since::Unknown => format!(
-            "{} is not there, so nobody can say what the backup does not hold, and the log will be continued from entry {size}",
+            "{} is not there, nor a head where `[anchor]` says, so nobody can say what the backup does not hold, and the log will be continued from entry {size}",
             head.display()
         ),
     });

@@ -377,6 +377,12 @@ async fn a_rolled_back_store_is_known_by_the_file_elsewhere() {
     let output = gateway.cli(&["verify"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.code() == Some(1) && said.contains("a head of 8 entries was signed"), "{said}");
+    // So is what a backup of then does not hold.
+    let backup = folder.path().join("backup.db");
+    fs::copy(gateway.data().join("patchwarden.db"), &backup).unwrap();
+    let output = gateway.cli(&["restore", "--check", backup.to_str().unwrap()]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && told.contains("would be lost"), "{told}");
     gateway.restart().await;
     let event = succeeded(&mut gateway).await;
     assert_eq!(event["previous"], origin.as_str());
