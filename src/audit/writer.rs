@@ -669,6 +669,8 @@ impl Writer {
             }
             return;
         }
+        // Whoever asks is refused at once, also while a slow disk is waited for.
+        self.degraded(&error.to_string());
         self.copied().await;
         let displaced = match error {
             store::Error::Displaced { only_wal, .. } => Some(*only_wal),
@@ -698,9 +700,9 @@ impl Writer {
         if let Err(error) = log.database.begin().await {
             return Err((jobs, error));
         }
-        let wall = self.shared.clock.now();
-        let begun = log.batch(jobs.iter().map(|job| &job.group), wall, self.anchor).await;
-        let (mut batch, anchor) = match begun {
+        let now @ (wall, _) = (self.shared.clock.now(), Instant::now());
+        let begun = log.batch(jobs.iter().map(|job| &job.group), now, self.anchor).await;
+        let mut batch = match begun {
             Ok(begun) => begun,
             Err(error) => {
                 let _ = log.database.rollback().await;
@@ -746,7 +748,7 @@ impl Writer {
         if !batch.rows.is_empty() {
             self.wrote = Instant::now();
         }
-        self.anchor = anchor;
+        self.anchor = now;
         self.shared.metrics.entries.inc_by(batch.rows.len() as u64);
         #[expect(clippy::cast_precision_loss, reason = "a batch holds a few hundred entries")]
         self.shared.metrics.batch_entries.observe(batch.rows.len() as f64);

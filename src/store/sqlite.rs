@@ -272,6 +272,10 @@ impl Database {
     /// Whether it went through: SQLite says that it was busy in the row, not as an error.
     async fn checkpoint_here(&mut self, text: &'static str) -> Result<bool, Error> {
         let (busy, frames, copied) = self.ask_checkpoint(text).await?;
+        // Somebody else is at it, and SQLite has counted nothing.
+        if frames < 0 {
+            return Ok(false);
+        }
         // When all of it is copied, the next commit starts the WAL again at its beginning.
         self.frames = if frames == copied { 0 } else { unsigned(frames) };
         if self.shrinks

@@ -46,14 +46,13 @@ pub(super) struct Batch {
 }
 
 impl Log {
-    /// Starts a batch and locks the targets of `groups`; a wall clock that stepped since `anchor` gets its entry first. The
-    /// new anchor counts once the batch is committed.
+    /// Starts a batch and locks the targets of `groups`; a wall clock that stepped since `anchor` gets its entry first.
     pub(super) async fn batch<'a>(
         &mut self,
         groups: impl Iterator<Item = &'a Group>,
-        wall: Time,
+        (wall, at): (Time, Instant),
         anchor: (Time, Instant),
-    ) -> Result<(Batch, (Time, Instant)), store::Error> {
+    ) -> Result<Batch, store::Error> {
         let mut batch = Batch {
             rows: Vec::new(),
             frontier: self.frontier.clone(),
@@ -63,13 +62,14 @@ impl Log {
             targets: Targets::lock(&mut self.database, groups, wall).await?,
             projected: Vec::new(),
         };
-        let expected = Time(anchor.0.0 + i64::try_from(anchor.1.elapsed().as_micros()).unwrap_or(0));
+        let passed = at.saturating_duration_since(anchor.1);
+        let expected = Time(anchor.0.0 + i64::try_from(passed.as_micros()).unwrap_or(0));
         let step = wall.0 - expected.0;
         if step.unsigned_abs() > u64::try_from(CLOCK_STEP.as_micros()).unwrap_or(u64::MAX) {
             let payload = json!({"v": 1, "at": wall, "expected": expected, "step_us": step});
             self.seal(&entry::lifecycle("clock", payload), None, &mut batch, wall);
         }
-        Ok((batch, (wall, Instant::now())))
+        Ok(batch)
     }
 
     /// Takes a group's locks and seals its entries. `None`: a lock was lost.

@@ -16,10 +16,14 @@ impl Writer {
     pub(super) async fn refuse_over_hard_limit(&mut self, jobs: Vec<Job>) -> Vec<Job> {
         let (soft, hard) = (self.shared.settings.wal_soft.0, self.shared.settings.wal_hard.0);
         let size = |writer: &Self| writer.log.as_ref().map_or(0, |log| log.database.wal_bytes());
-        if size(self) < soft {
+        if size(self) < soft.min(hard) {
             return jobs;
         }
         self.checkpoint().await;
+        // Also where the limits are lower than what it is copied at by itself.
+        if let (None, Some(log)) = (&self.copying, &self.log) {
+            self.copying = Some(self.shared.writing.spawn(log.database.copier()));
+        }
         if let Some(copying) = &mut self.copying
             && tokio::time::timeout(COPY_WAIT, copying).await.is_ok()
         {
