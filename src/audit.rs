@@ -460,12 +460,13 @@ impl Audit {
 
     fn refuse_unproven(&self, draft: &Draft, refusal: &Refusal) -> ChangeId {
         let shared = &self.0;
-        let made = entry::attempt(draft, Some(refusal), None, shared.keys.instance(), &shared.keys);
-        let id =
-            shared.folds.take(draft.source, refusal.code, draft.id, made, shared.clock.now(), |unsealed| {
-                let (reply, _) = oneshot::channel();
-                self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
-            });
+        let now = shared.clock.now();
+        let make = || entry::attempt(draft, Some(refusal), None, shared.keys.instance(), &shared.keys);
+        let made = shared.folds.has_own(draft.source, refusal.code, now).then(make);
+        let id = shared.folds.take(draft.source, refusal.code, draft.id, made, now, |unsealed| {
+            let (reply, _) = oneshot::channel();
+            self.send(Job { group: Group::of(unsealed), must: true, attempt: false, reply });
+        });
         id.unwrap_or_else(|fold| {
             shared.metrics.folded.inc();
             fold

@@ -46,25 +46,24 @@ struct Fold {
 }
 
 impl Folds {
-    /// Takes one refusal: hands it to `write`, or counts it and returns the id of the fold that stands for it.
+    /// Takes one refusal: hands its entry to `write`, or counts it and returns the id of the fold that stands for it.
     pub(super) fn take(
         &self,
         source: IpAddr,
         code: Code,
         id: ChangeId,
-        entry: Unsealed,
+        entry: Option<Unsealed>,
         now: Time,
         write: impl FnOnce(Unsealed),
     ) -> Result<ChangeId, ChangeId> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.turn_over(now);
-        let size = entry.payload.body.len() + 512;
-        let known_source =
-            state.seen.len() < MAX_SOURCES * 32 || state.seen.contains_key(&(source, code.as_str()));
-        if known_source && size <= MAX_ENTRY + 512 && state.spent + size <= DAILY_BYTES {
-            let seen = state.seen.entry((source, code.as_str())).or_default();
-            if *seen < OWN_ENTRIES {
-                *seen += 1;
+        if let Some(entry) = entry
+            && state.has_own(source, code)
+        {
+            let size = entry.payload.body.len() + 512;
+            if size <= MAX_ENTRY + 512 && state.spent + size <= DAILY_BYTES {
+                *state.seen.entry((source, code.as_str())).or_default() += 1;
                 state.spent += size;
                 drop(state);
                 write(entry);
@@ -85,6 +84,13 @@ impl Folds {
         Err(fold.id)
     }
 
+    /// Whether the next refusal of a source may get an entry of its own: else none need be made for it.
+    pub(super) fn has_own(&self, source: IpAddr, code: Code, now: Time) -> bool {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.turn_over(now);
+        state.spent < DAILY_BYTES && state.has_own(source, code)
+    }
+
     /// The folds of the past minute, ready to be written.
     pub(super) fn flush(&self, now: Time) -> Vec<Unsealed> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,6 +103,13 @@ impl Folds {
 }
 
 impl State {
+    fn has_own(&self, source: IpAddr, code: Code) -> bool {
+        match self.seen.get(&(source, code.as_str())) {
+            Some(seen) => *seen < OWN_ENTRIES,
+            None => self.seen.len() < MAX_SOURCES * 32,
+        }
+    }
+
     fn turn_over(&mut self, now: Time) {
         if now.0 / MINUTE != self.minute {
             self.minute = now.0 / MINUTE;
@@ -152,11 +165,17 @@ mod tests {
         for n in 0..1_000_000i64 {
             let now = Time(n * 2_000);
             let source = IpAddr::from([10, 0, u8::try_from(n % 200).unwrap(), u8::try_from(n % 7).unwrap()]);
-            let _ =
-                folds.take(source, Code::CallerMissingToken, ChangeId::at(now), refusal(), now, |entry| {
+            let _ = folds.take(
+                source,
+                Code::CallerMissingToken,
+                ChangeId::at(now),
+                Some(refusal()),
+                now,
+                |entry| {
                     own += 1;
                     bytes += entry.payload.body.len();
-                });
+                },
+            );
             if n % 30_000 == 0 {
                 let entries = folds.flush(now);
                 bytes += entries.iter().map(|entry| entry.payload.body.len()).sum::<usize>();
@@ -174,7 +193,7 @@ mod tests {
         let take = |at: i64| {
             let now = Time(at);
             let id = ChangeId::at(now);
-            (id, folds.take(source, Code::BodyMalformed, id, refusal(), now, |_| {}))
+            (id, folds.take(source, Code::BodyMalformed, id, Some(refusal()), now, |_| {}))
         };
         assert!((0..10).map(take).all(|(own, named)| named == Ok(own)));
         let (first, named) = take(11);

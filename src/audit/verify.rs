@@ -207,32 +207,13 @@ async fn one(
     let mut story = Story::new(&log.origin, across);
     let mut heads = Heads::of(reader, log, asked).await?;
     let mut fault = heads.begin();
-    // Read and hashed ahead, on as many cores as there are.
-    let ahead = TaskTracker::new();
-    let chunks = stream::iter((0..log.size).step_by(CHUNK as usize))
-        .map(|from| ahead.spawn(digested(reader.clone(), log.origin.clone(), from..log.size)));
-    let mut chunks = std::pin::pin!(chunks.buffered(AHEAD));
-    'reading: while fault.is_none() && story.size() < log.size {
-        let chunk = chunks.next().await.unwrap_or(Ok(Ok(Vec::new())));
-        let chunk = chunk.map_err(|lost| Error::Wait(lost.to_string()))??;
-        let count = chunk.len();
-        if count == 0 {
-            fault = Some(Fault::at(story.size(), "it is missing"));
-        }
-        for entry in chunk {
-            heads.met(entry.at());
-            if let Err(what) = story.take(entry, across) {
-                fault = Some(Fault::at(story.size(), what));
-                break 'reading;
-            }
-            if heads.is_due(story.size())
-                && let Some(wrong) = heads.pass(&story.tree).await?
-            {
-                fault = Some(wrong);
-                break 'reading;
-            }
-        }
-        read(count);
+    if fault.is_none() {
+        // Whatever is still read ahead when the log is found wrong is of no use, and ends before anything else is read.
+        let ahead = TaskTracker::new();
+        let told = tell(reader, log, &mut story, &mut heads, across, &ahead, read).await;
+        ahead.close();
+        ahead.wait().await;
+        fault = told?;
     }
     if fault.is_none() && story.tree.bytes() != log.frontier {
         fault =
@@ -254,6 +235,42 @@ async fn one(
     (verified.heads, verified.signed, verified.seen, verified.fault) =
         (heads.passed, heads.newest, heads.seen, fault);
     Ok(verified)
+}
+
+/// Takes one entry after the other up to the first that is wrong; chunks are read and hashed ahead, beside each other.
+async fn tell(
+    reader: &Reader,
+    log: &LogRow,
+    story: &mut Story,
+    heads: &mut Heads<'_>,
+    across: &mut Across,
+    ahead: &TaskTracker,
+    read: &mut impl FnMut(usize),
+) -> Result<Option<Fault>, Error> {
+    let chunks = stream::iter((0..log.size).step_by(CHUNK as usize))
+        .map(|from| ahead.spawn(digested(reader.clone(), log.origin.clone(), from..log.size)));
+    let mut chunks = std::pin::pin!(chunks.buffered(AHEAD));
+    while story.size() < log.size {
+        let chunk = chunks.next().await.unwrap_or(Ok(Ok(Vec::new())));
+        let chunk = chunk.map_err(|lost| Error::Wait(lost.to_string()))??;
+        let count = chunk.len();
+        if count == 0 {
+            return Ok(Some(Fault::at(story.size(), "it is missing")));
+        }
+        for entry in chunk {
+            heads.met(entry.at());
+            if let Err(what) = story.take(entry, across) {
+                return Ok(Some(Fault::at(story.size(), what)));
+            }
+            if heads.is_due(story.size())
+                && let Some(wrong) = heads.pass(&story.tree).await?
+            {
+                return Ok(Some(wrong));
+            }
+        }
+        read(count);
+    }
+    Ok(None)
 }
 
 /// A chunk of a log's entries, each judged by itself.

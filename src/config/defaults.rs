@@ -96,7 +96,7 @@ const OWN: &[(&str, Kind, &str, &str)] = &[
     ("audit.commit_wait", TEXT, "\"5s\"", "how long a change waits for its intent to be written"),
     ("audit.lease", TEXT, "\"10s\"", "how long other gateways on one PostgreSQL take this one to be alive unheard"),
     ("audit.check_at_start", Kind::Switch, "true", "the whole log is read once after a start, beside what is served; false: only its end"),
-    ("audit.wal_soft", TEXT, "\"64MiB\"", "write-ahead log size from which it is folded in with more effort"),
+    ("audit.wal_soft", TEXT, "\"64MiB\"", "write-ahead log size from which writing waits a little for it to be copied back"),
     ("audit.wal_hard", TEXT, "\"512MiB\"", "write-ahead log size from which no change is let through"),
     ("audit.reserve", TEXT, "\"256MiB\"", "disk space kept for outcomes, beside room for wal_hard; with less left no change is let through"),
     ("audit.idle_every", TEXT, "\"1h\"", "after this without an entry one says that there was none"),

@@ -46,7 +46,7 @@ impl Database {
         either!(self, database => database.begin().await)
     }
 
-    /// Ends it. Any error leaves it in doubt.
+    /// Ends it. An error from COMMIT itself leaves it in doubt; one of a statement before it does not.
     pub async fn commit(&mut self) -> Result<(), Error> {
         either!(self, database => database.commit().await)
     }

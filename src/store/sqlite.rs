@@ -5,13 +5,13 @@
 //! leaves the transaction in doubt. Readers are read-only connections and never hold a read longer than one call.
 
 mod calls;
+mod files;
 mod projection;
 mod reader;
 mod tree;
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ use sqlx::{ConnectOptions as _, Connection as _, QueryBuilder, Row as _};
 use super::{Abandoned, Beside, EntryRow, Error, Head, StoredEntry, TargetRow, TokenRow};
 
 use calls::Calls;
+use files::Files;
+pub(super) use files::copy_wal;
 pub(super) use reader::Reader;
 
 /// `application_id` of our files: "PWLG".
@@ -31,14 +33,11 @@ const APPLICATION: i64 = 0x5057_4C47;
 const SCHEMA: i64 = 6;
 /// Longer waits for a lock count as a log that cannot be written.
 const BUSY: Duration = Duration::from_millis(250);
-const FRAME: u64 = 4096 + 24;
-const WAL_HEAD: u64 = 32;
 /// Pages the writer keeps in memory, in KiB with a minus before it: a large batch changes more than SQLite's own 2 MiB.
 const CACHE: &str = "-16384";
-/// Texts of statements that are kept prepared: those of small batches are many.
+/// Texts of statements that are kept prepared: what a small batch sends in one call is one of some hundred.
 const STATEMENTS: usize = 300;
-/// Frames in the WAL from which on it is copied back.
-const CHECKPOINT: u64 = 1000;
+const PAGE: u64 = 4096;
 /// Free pages given back in one transaction.
 const VACUUM_PAGES: u64 = 500;
 /// What to do about a file that cannot be read.
@@ -56,10 +55,10 @@ pub struct Database {
     calls: Calls,
     path: PathBuf,
     files: Option<Files>,
-    /// Frames in the WAL that a checkpoint has still to copy, or that came since one that copied all.
+    /// Frames in the WAL: none once a checkpoint has copied all, until the next commit.
     frames: u64,
-    /// Free pages were given back: the next checkpoint makes the file shorter.
-    shrinks: bool,
+    /// By how much a checkpoint may make the file shorter, where free pages were given back.
+    shorter: u64,
     /// Frames in the WAL when this connection last committed.
     committed: u64,
     /// Where the entries that this connection wrote one after the other are.
@@ -86,20 +85,6 @@ impl Run {
     fn leads_to(&self, origin: &str, index: u64) -> bool {
         origin == self.origin && self.index + self.next.abs_diff(self.row) == index
     }
-}
-
-/// The database and its WAL, as last seen.
-#[derive(Clone, Copy, Debug)]
-struct Files {
-    database: File,
-    wal: File,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct File {
-    /// Device and inode.
-    id: (u64, u64),
-    length: u64,
 }
 
 impl Database {
@@ -143,7 +128,7 @@ impl Database {
             path: path.to_owned(),
             files: None,
             frames: 0,
-            shrinks: false,
+            shorter: 0,
             committed: 0,
             run: None,
         })
@@ -155,7 +140,7 @@ impl Database {
         self.calls.begin().await
     }
 
-    /// Ends it. Any error leaves it in doubt.
+    /// Ends it. An error from COMMIT itself leaves it in doubt; one of a statement before it does not.
     pub async fn commit(&mut self) -> Result<(), Error> {
         let connection = self.calls.connection().await?;
         // Asked for in one call, since a call costs more than either: an error from the count leaves a commit in doubt too.
@@ -169,136 +154,6 @@ impl Database {
     pub async fn rollback(&mut self) -> Result<(), Error> {
         self.run = None;
         self.calls.rollback().await
-    }
-
-    /// A WAL that was cut would be written on behind a hole, and what is behind a hole is gone after a crash. Other
-    /// connections may empty it, and then SQLite's own count of its frames says so too.
-    pub async fn look_at_wal(&mut self) -> Result<(), Error> {
-        let Some(before) = self.files else { return Ok(()) };
-        let wal = match self.wal() {
-            Ok(wal) if wal.id == before.wal.id => wal,
-            // Into a database that was cut its WAL is not to be copied.
-            other => {
-                self.database()?;
-                return Err(other.err().unwrap_or_else(|| self.displaced("the WAL was replaced", true)));
-            }
-        };
-        if wal.length < before.wal.length.max(wal_length(self.committed)) {
-            self.committed = self.counted_frames().await?;
-            if wal.length < wal_length(self.committed) {
-                return Err(self.displaced("the WAL was cut", false));
-            }
-        }
-        self.files = Some(Files { wal, ..before });
-        Ok(())
-    }
-
-    /// After a commit: the files under their names are still the ones written to, did not shrink, and the WAL has no hole.
-    /// Nobody else may shorten it while this connection writes.
-    fn look_at_files(&mut self, frames: u64) -> Result<(), Error> {
-        let (database, before) = (self.database()?, self.files);
-        let wal = self.wal()?;
-        if before.is_some_and(|before| wal.id != before.wal.id) {
-            return Err(self.displaced("the WAL was replaced", true));
-        }
-        self.frames = frames;
-        let is_cut = before.is_some_and(|before| wal.length < before.wal.length);
-        // Where the commit before ended, and this one.
-        let ends = [self.committed.min(self.frames), self.frames];
-        if is_cut || !has_frames(&wal_path(&self.path), ends) {
-            return Err(self.displaced("the WAL was cut", false));
-        }
-        self.committed = self.frames;
-        self.files = Some(Files { database, wal });
-        Ok(())
-    }
-
-    fn database(&self) -> Result<File, Error> {
-        let now = identity(&self.path).map_err(|error| self.displaced(&error.to_string(), false))?;
-        let Some(before) = self.files.map(|before| before.database) else { return Ok(now) };
-        // Once free pages were given back, whoever copies the WAL makes the file shorter.
-        if before.id != now.id || (now.length < before.length && !self.shrinks) {
-            return Err(self.displaced("it was replaced or cut", false));
-        }
-        Ok(now)
-    }
-
-    fn wal(&self) -> Result<File, Error> {
-        identity(&wal_path(&self.path)).map_err(|error| self.displaced(&format!("the WAL: {error}"), true))
-    }
-
-    fn displaced(&self, what: &str, only_wal: bool) -> Error {
-        Error::Displaced { what: format!("{}: {what}", self.path.display()), only_wal }
-    }
-
-    /// Bytes of the WAL in use.
-    pub fn wal_bytes(&self) -> u64 {
-        self.frames * FRAME
-    }
-
-    /// Bytes that its disk has left for this process; none when no file can be made. `None`: it does not say.
-    pub fn room(&self) -> Option<u64> {
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let disk = rustix::fs::statvfs(folder.unwrap_or_else(|| Path::new("."))).ok()?;
-        // Some file systems do not count their inodes, and say so with none at all.
-        let is_out_of_files = disk.f_files > 0 && disk.f_favail == 0;
-        Some(if is_out_of_files { 0 } else { disk.f_bavail.saturating_mul(disk.f_frsize) })
-    }
-
-    /// Whether the WAL is long enough to be copied back.
-    pub fn wants_checkpoint(&self) -> bool {
-        self.frames >= CHECKPOINT
-    }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Copies what is left of the WAL, so that the next commit starts it again in place.
-    pub async fn checkpoint(&mut self) -> Result<(), Error> {
-        self.checkpoint_here("PRAGMA wal_checkpoint(PASSIVE)").await.map(drop)
-    }
-
-    /// Empties the WAL, at shutdown and when a commit is in doubt.
-    pub async fn settle_wal(&mut self) -> Result<(), Error> {
-        if self.checkpoint_here("PRAGMA wal_checkpoint(TRUNCATE)").await? {
-            Ok(())
-        } else {
-            Err(Error::Wait(format!("{}: the WAL is still being read", self.path.display())))
-        }
-    }
-
-    /// Whether it went through: SQLite says that it was busy in the row, not as an error.
-    async fn checkpoint_here(&mut self, text: &'static str) -> Result<bool, Error> {
-        let (busy, frames, copied) = self.ask_checkpoint(text).await?;
-        // Somebody else is at it, and SQLite has counted nothing.
-        if frames < 0 {
-            return Ok(false);
-        }
-        // When all of it is copied, the next commit starts the WAL again at its beginning.
-        self.frames = if frames == copied { 0 } else { unsigned(frames) };
-        if self.shrinks
-            && let (Some(files), Ok(now)) = (&mut self.files, self.path.metadata())
-        {
-            files.database.length = files.database.length.min(now.len());
-            self.shrinks = frames != copied;
-        }
-        // It is shorter now, and on purpose.
-        if let (Some(files), Ok(now)) = (&mut self.files, fs::metadata(wal_path(&self.path))) {
-            files.wal.length = files.wal.length.min(now.len());
-        }
-        Ok(busy == 0)
-    }
-
-    /// Frames of the WAL that are in use, as SQLite counts them.
-    async fn counted_frames(&mut self) -> Result<u64, Error> {
-        self.ask_checkpoint("PRAGMA wal_checkpoint(NOOP)").await.map(|(_, frames, _)| unsigned(frames))
-    }
-
-    async fn ask_checkpoint(&mut self, text: &'static str) -> Result<(i64, i64, i64), Error> {
-        let row = sqlx::query_as(text).fetch_one(self.calls.connection().await?).await;
-        row.map_err(|error| inside(&error))
     }
 
     /// Whether the file is whole; that takes as long as reading all of it.
@@ -382,7 +237,7 @@ impl Database {
     /// Appends entries and their payloads; returns their rows.
     pub async fn append(&mut self, origin: &str, entries: &[EntryRow]) -> Result<Vec<i64>, Error> {
         let Some(first) = entries.first() else { return Ok(Vec::new()) };
-        // Whoever else wrote a row in between is found by the trigger on the table, and then it is read anew.
+        // Whoever else wrote a row in between is found by the trigger on the table.
         let run = match self.run.take() {
             Some(run) if run.leads_to(origin, first.index) => run,
             _ => {
@@ -583,7 +438,9 @@ impl Database {
 
     /// Gives some free pages back.
     pub async fn vacuum(&mut self) -> Result<(), Error> {
-        (self.shrinks, self.frames) = (true, self.frames + 3 * VACUUM_PAGES);
+        // What maps the pages of a part of the file goes with the last of them.
+        self.shorter += (VACUUM_PAGES + 2) * PAGE;
+        self.frames += 3 * VACUUM_PAGES;
         let text = sqlx::AssertSqlSafe(format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"));
         sqlx::raw_sql(text)
             .execute(self.calls.connection().await?)
@@ -655,18 +512,6 @@ impl Database {
             .await
             .map_err(|error| inside(&error))?;
         Ok(done.rows_affected() == 1)
-    }
-}
-
-/// Copies a store's WAL back, beside whoever writes it: all of it, and then what came while that took its time, so that
-/// little is left for the writer.
-pub(super) async fn copy_wal(path: &Path) {
-    let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY).disable_statement_logging();
-    if let Ok(mut connection) = options.connect().await {
-        for _ in 0..2 {
-            let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut connection).await;
-        }
-        let _ = connection.close().await;
     }
 }
 
@@ -750,37 +595,6 @@ fn create_private(path: &Path) -> Result<(), Error> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let made = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
     made.map(drop).map_err(|error| Error::Wait(format!("{}: {error}", path.display())))
-}
-
-fn identity(path: &Path) -> std::io::Result<File> {
-    fs::metadata(path).map(|file| File { id: (file.dev(), file.ino()), length: file.len() })
-}
-
-fn wal_length(frames: u64) -> u64 {
-    if frames == 0 { 0 } else { WAL_HEAD + frames * FRAME }
-}
-
-/// Whether those frames (counted from 1, 0 for none) are there and of the WAL's present round, as their salts say.
-fn has_frames(wal: &Path, frames: [u64; 2]) -> bool {
-    let read = || {
-        let file = fs::File::open(wal)?;
-        let (mut head, mut frame) = ([0; 32], [0; 24]);
-        for number in frames.into_iter().filter(|number| *number > 0) {
-            file.read_exact_at(&mut head, 0)?;
-            file.read_exact_at(&mut frame, wal_length(number - 1).max(WAL_HEAD))?;
-            if frame[8..16] != head[16..24] || file.metadata()?.len() < wal_length(number) {
-                return Ok(false);
-            }
-        }
-        Ok::<_, std::io::Error>(true)
-    };
-    read().unwrap_or(false)
-}
-
-fn wal_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    PathBuf::from(name)
 }
 
 /// SQLite's primary result code.

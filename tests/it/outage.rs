@@ -119,6 +119,18 @@ async fn status(gateway: &Gateway, path: &str) -> (u16, Value) {
     (answer.status, answer.json()["status"].clone())
 }
 
+/// Such a limit is met before the WAL is copied back by itself.
+#[tokio::test]
+async fn a_low_limit_of_the_wal_is_met_again_and_again_and_changes_pass() {
+    let (_upstream, gateway) = attached("[audit]\nwal_soft = \"64KiB\"\nwal_hard = \"128KiB\"\n").await;
+    let store = store_of(&gateway);
+    for ttl in 0..40 {
+        wait_until_changes_pass(&gateway, 1000 + ttl % 2).await;
+    }
+    let wal = fs::metadata(format!("{}-wal", store.display())).unwrap().len();
+    assert!(wal < 1024 * 1024, "{wal}");
+}
+
 #[tokio::test]
 async fn while_the_store_is_locked_changes_are_refused_and_everything_else_goes_on() {
     let (upstream, mut gateway) = attached("").await;

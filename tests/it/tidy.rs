@@ -13,7 +13,7 @@ const LONG: &[(&str, &str)] = &[
     ("src/log.rs", "every event by its name, in one place"),
     ("src/pipeline.rs", "the order of the steps reads as one thought"),
     ("src/audit.rs", "the tickets of the log and the few verbs that make them, in the order of a change"),
-    ("src/audit/query.rs", "the projection and what is read through it are one decision"),
+    ("src/audit/query.rs", "every question to the history, and the one form it is answered in"),
     ("src/audit/writer.rs", "one writer, one state: a batch, its three results and the way back"),
     ("src/server.rs", "one way from an accepted socket to a served request"),
     ("src/standin.rs", "the stand-in is one file on purpose: nothing of it may leak into the gateway"),

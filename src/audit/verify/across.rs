@@ -18,6 +18,7 @@ type Place = (u32, u64);
 pub(super) struct Across {
     /// The logs that are read or spoken of: elsewhere they are numbers.
     names: Vec<String>,
+    numbers: HashMap<String, u32>,
     /// Of each target: the changes with their places.
     pub(super) counted: HashMap<String, Vec<(u64, Place)>>,
     /// Of each target: its newest change that was applied, with the entries retention has to keep of it.
@@ -39,12 +40,13 @@ impl Across {
 
     /// The number of a log.
     pub(super) fn number(&mut self, origin: &str) -> u32 {
-        let known = self.names.iter().position(|name| name == origin);
-        let place = known.unwrap_or_else(|| {
-            self.names.push(origin.to_owned());
-            self.names.len() - 1
-        });
-        u32::try_from(place).unwrap_or(u32::MAX)
+        if let Some(number) = self.numbers.get(origin) {
+            return *number;
+        }
+        let number = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
+        self.names.push(origin.to_owned());
+        self.numbers.insert(origin.to_owned(), number);
+        number
     }
 
     /// What can be said once every log was read; `followed` says which log goes on in another's place. A fault goes to the log it concerns, unless that has one.

@@ -11,6 +11,12 @@ use sqlx::Row as _;
 use super::super::{ChangeRow, ChangeUpdate, Error};
 use super::{Database, chunk_of, inside, signed, unsigned};
 
+const CHANGES: &str = "INSERT INTO changes (row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, \
+             rules, pointers, search, outcome_row, settlement_row, origin) ";
+const LAID: &str = "UPDATE changes SET outcome = COALESCE(v.column2, outcome), outcome_row = COALESCE(v.column3, outcome_row), \
+             settled = COALESCE(v.column4, settled), settlement_row = COALESCE(v.column5, settlement_row), \
+             pointers = COALESCE(v.column6, pointers), search = search || v.column7 FROM (";
+
 impl Database {
     /// Adds rows to the projection and lays outcomes and settlements over those of their attempts.
     pub async fn project(&mut self, rows: &[ChangeRow], updates: &[ChangeUpdate]) -> Result<(), Error> {
@@ -37,17 +43,19 @@ impl Database {
 
     async fn project_rows(&mut self, rows: &[ChangeRow]) -> Result<(), Error> {
         let write = self.calls.write(rows.len(), |put| {
-          put.push("INSERT INTO changes (row, kind, idx, id, at, target, seq, operation, caller, decision, would, outcome, settled, warned, \
-             rules, pointers, search, outcome_row, settlement_row, origin) ");
-        put.push_values(rows, |mut values, change| {
-            values.push_bind(change.row).push_bind(&change.kind).push_bind(signed(change.index));
-            values.push_bind(&change.id).push_bind(change.at).push_bind(&change.target);
-            values.push_bind(change.seq.map(signed)).push_bind(&change.operation).push_bind(&change.caller);
-            values.push_bind(&change.decision).push_bind(&change.would).push_bind(&change.outcome);
-            values.push_bind(&change.settled).push_bind(change.warned).push_bind(&change.rules);
-            values.push_bind(&change.pointers).push_bind(&change.search).push_bind(change.outcome_row);
-            values.push_bind(change.settlement_row).push_bind(&change.origin);
-        });
+            put.push(CHANGES);
+            put.push_values(rows, |mut values, change| {
+                values.push_bind(change.row).push_bind(&change.kind).push_bind(signed(change.index));
+                values.push_bind(&change.id).push_bind(change.at).push_bind(&change.target);
+                values
+                    .push_bind(change.seq.map(signed))
+                    .push_bind(&change.operation)
+                    .push_bind(&change.caller);
+                values.push_bind(&change.decision).push_bind(&change.would).push_bind(&change.outcome);
+                values.push_bind(&change.settled).push_bind(change.warned).push_bind(&change.rules);
+                values.push_bind(&change.pointers).push_bind(&change.search).push_bind(change.outcome_row);
+                values.push_bind(change.settlement_row).push_bind(&change.origin);
+            });
         });
         write.await
     }
@@ -97,18 +105,16 @@ impl Database {
 
     async fn project_updates(&mut self, updates: &[(i64, ChangeUpdate)]) -> Result<(), Error> {
         let write = self.calls.write(updates.len(), |put| {
-          put.push("UPDATE changes SET outcome = COALESCE(v.column2, outcome), outcome_row = COALESCE(v.column3, outcome_row), \
-             settled = COALESCE(v.column4, settled), settlement_row = COALESCE(v.column5, settlement_row), \
-             pointers = COALESCE(v.column6, pointers), search = search || v.column7 FROM (");
-        put.push_values(updates, |mut values, (row, update)| {
-            values.push_bind(*row);
-            values.push_bind(update.outcome.as_ref().map(|outcome| outcome.0.as_str()));
-            values.push_bind(update.outcome.as_ref().map(|outcome| outcome.1));
-            values.push_bind(update.settled.as_ref().map(|settled| settled.0.as_str()));
-            values.push_bind(update.settled.as_ref().map(|settled| settled.1));
-            values.push_bind(&update.pointers).push_bind(&update.search);
-        });
-        put.push(") AS v WHERE changes.row = v.column1");
+            put.push(LAID);
+            put.push_values(updates, |mut values, (row, update)| {
+                values.push_bind(*row);
+                values.push_bind(update.outcome.as_ref().map(|outcome| outcome.0.as_str()));
+                values.push_bind(update.outcome.as_ref().map(|outcome| outcome.1));
+                values.push_bind(update.settled.as_ref().map(|settled| settled.0.as_str()));
+                values.push_bind(update.settled.as_ref().map(|settled| settled.1));
+                values.push_bind(&update.pointers).push_bind(&update.search);
+            });
+            put.push(") AS v WHERE changes.row = v.column1");
         });
         write.await
     }
